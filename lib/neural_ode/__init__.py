@@ -1,0 +1,44 @@
+"""Neural ordinary differential equations in PyTorch.
+
+`solve` integrates `dy/dt = f(t, y)` and says what it cost; `odeint` and `odeint_adjoint` have the signatures of
+torchdiffeq. How a solve is differentiated is a choice: `gradient="direct"` or `"backsolve"`.
+"""
+
+from neural_ode.errors import (
+    InvalidArgumentError,
+    MaxStepsError,
+    NeuralODEError,
+    NeuralODEWarning,
+    NonFiniteError,
+    SolverError,
+    StepSizeUnderflowError,
+    UnknownNameError,
+)
+from neural_ode.gradients import GRADIENTS, Backsolve, Direct
+from neural_ode.methods import METHODS
+from neural_ode.odeint import odeint, odeint_adjoint
+from neural_ode.solution import DenseOutput, Solution, Statistics
+from neural_ode.solve import solve
+from neural_ode.step_size import IntegralController
+
+__all__ = [
+    "GRADIENTS",
+    "METHODS",
+    "Backsolve",
+    "DenseOutput",
+    "Direct",
+    "IntegralController",
+    "InvalidArgumentError",
+    "MaxStepsError",
+    "NeuralODEError",
+    "NeuralODEWarning",
+    "NonFiniteError",
+    "Solution",
+    "SolverError",
+    "Statistics",
+    "StepSizeUnderflowError",
+    "UnknownNameError",
+    "odeint",
+    "odeint_adjoint",
+    "solve",
+]

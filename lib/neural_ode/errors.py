@@ -1,0 +1,66 @@
+"""The exceptions and warnings of the library.
+
+Every message names the argument, the value it had, and a way out.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "InvalidArgumentError",
+    "MaxStepsError",
+    "NeuralODEError",
+    "NeuralODEWarning",
+    "NonFiniteError",
+    "SolverError",
+    "StepSizeUnderflowError",
+    "UnknownNameError",
+    "nearest",
+]
+
+
+class NeuralODEError(Exception):
+    """Base class of everything this library raises on purpose."""
+
+
+class InvalidArgumentError(NeuralODEError, ValueError):
+    """An argument has a type, shape or value that cannot be used."""
+
+
+class UnknownNameError(InvalidArgumentError):
+    """A method, gradient or option was asked for by a name that does not exist."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str]):
+        known = sorted(known)
+        self._arguments = (what, name, known)
+        super().__init__(f"unknown {what} {name!r}{nearest(str(name), known)}; known: {', '.join(known)}")
+
+    def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, object, list[str]]]:
+        """Exceptions are pickled on their way between processes."""
+        return UnknownNameError, self._arguments
+
+
+class SolverError(NeuralODEError, RuntimeError):
+    """A solve could not be finished."""
+
+
+class StepSizeUnderflowError(SolverError):
+    """The step became too small for the time variable to change."""
+
+
+class MaxStepsError(SolverError):
+    """The solve needed more steps than allowed."""
+
+
+class NonFiniteError(SolverError):
+    """The dynamics returned NaN or infinity and no smaller step helped."""
+
+
+class NeuralODEWarning(UserWarning):
+    """Something was asked for that has no effect here."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`", did you mean 'dopri5'?"`, or an empty string where nothing known comes close."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,57 @@
+"""The state of a solve: one tensor, or a tuple of tensors packed into one.
+
+The solvers see a single tensor. A tuple is flattened and concatenated; `TupleState` remembers the shapes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dynamics", "Norm", "State", "TupleState", "max_rms_norm", "rms_norm"]
+
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+"""What the user integrates."""
+
+Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`f(t, y)` on one tensor: `t` has shape (), the result has the shape of `y`."""
+
+Norm: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps a tensor of scaled errors to a tensor of shape ()."""
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root mean square `(Σ |x_i|² / n)^½`; Hairer, Nørsett & Wanner I, equation II.4.11."""
+    return torch.div(torch.linalg.vector_norm(x), max(x.numel(), 1) ** 0.5)
+
+
+def max_rms_norm(parts: list[Tensor]) -> Tensor:
+    """The largest root mean square among several tensors: no part hides behind a bigger one."""
+    return torch.stack([rms_norm(part) for part in parts]).amax()
+
+
+@dataclass(frozen=True)
+class TupleState:
+    """Packs tuples of tensors of the given shapes into vectors, and back."""
+
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes]
+
+    def pack(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Tensors of `shapes` to one vector."""
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """A tensor whose last dimension is packed, to tensors of shape (*leading, *shape)."""
+        leading = packed.shape[:-1]
+        parts = torch.split(packed, self.sizes, dim=-1)
+        return tuple(part.reshape(leading + shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The largest root mean square among the parts of a packed vector."""
+        return max_rms_norm(list(torch.split(x, self.sizes)))

@@ -1,0 +1,26 @@
+"""Shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from neural_ode.workspace import project_root
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return project_root(Path(__file__))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device of the tests marked `gpu`."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    return torch.device("cuda")

@@ -1,0 +1,364 @@
+"""Solutions against closed forms, SciPy and torchdiffeq."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+import torchdiffeq
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from neural_ode import (
+    METHODS,
+    InvalidArgumentError,
+    MaxStepsError,
+    NonFiniteError,
+    SolverError,
+    StepSizeUnderflowError,
+    UnknownNameError,
+    solve,
+)
+
+ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
+
+
+def oscillator(t: Tensor, y: Tensor) -> Tensor:
+    """y'' = -y as a system."""
+    return torch.stack([y[1], -y[0]])
+
+
+def driven(t: Tensor, y: Tensor) -> Tensor:
+    """y' = y cos t: y = y0 exp(sin t). Depends on the time and is not linear in it."""
+    return y * torch.cos(t)
+
+
+def lotka_volterra(t: Tensor, y: Tensor) -> Tensor:
+    a, b = y[..., 0], y[..., 1]
+    return torch.stack([1.5 * a - a * b, a * b - 3 * b], dim=-1)
+
+
+class Counting:
+    """Counts calls, as the solver claims to."""
+
+    def __init__(self, f):
+        self.f, self.calls = f, 0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return self.f(t, y)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_of_convergence(method: str) -> None:
+    """Halving the step divides the error by 2^order."""
+    y0 = torch.tensor([1.3], dtype=torch.float64)
+    steps = np.array([16, 32, 64, 128]) if METHODS[method].order < 5 else np.array([8, 16, 32, 64])
+    errors = []
+    for n in steps:
+        end = solve(driven, y0, [0.0, 2.0], method=method, step_size=2.0 / n).y[-1]
+        errors.append(abs(end.item() - 1.3 * math.exp(math.sin(2.0))))
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(METHODS[method].order, abs=0.25)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_error_follows_the_tolerance(method: str) -> None:
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    tolerances = [1e-4, 1e-6, 1e-8, 1e-10]
+    errors, evaluations = [], []
+    for tolerance in tolerances:
+        solution = solve(oscillator, y0, [0.0, 10.0], method=method, rtol=tolerance, atol=tolerance)
+        exact = torch.tensor([math.cos(10), -math.sin(10)], dtype=torch.float64)
+        errors.append((solution.y[-1] - exact).abs().max().item())
+        evaluations.append(solution.stats.nfe)
+    slope = np.polyfit(np.log(tolerances), np.log(errors), 1)[0]
+    assert 0.7 < slope < 1.3
+    assert evaluations == sorted(evaluations)
+    assert all(error < 100 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
+
+
+def test_agrees_with_scipy_at_tight_tolerance() -> None:
+    times = np.linspace(0, 8, 30)
+    y0 = np.array([5.0, 1.0])
+    reference = scipy.integrate.solve_ivp(
+        lambda t, y: [1.5 * y[0] - y[0] * y[1], y[0] * y[1] - 3 * y[1]],
+        (0, 8),
+        y0,
+        method="DOP853",
+        t_eval=times,
+        rtol=1e-13,
+        atol=1e-13,
+    )
+    solution = solve(lotka_volterra, torch.from_numpy(y0), torch.from_numpy(times), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(solution.y, torch.from_numpy(reference.y.T), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_agrees_with_torchdiffeq(method: str) -> None:
+    """The same method on the same grid gives the same numbers; error control, the same within tolerance."""
+    y0 = torch.tensor([[5.0, 1.0], [2.0, 2.5]], dtype=torch.float64)
+    t = torch.linspace(0, 2, 41, dtype=torch.float64)
+    tolerance = {"rtol": 1e-9, "atol": 1e-9}
+    ours = solve(lotka_volterra, y0, t, method=method, **tolerance).y
+    theirs = torchdiffeq.odeint(lotka_volterra, y0, t, method=method, **tolerance)
+    exact = {"rtol": 1e-12, "atol": 1e-12}
+    close = {"rtol": 1e-7, "atol": 1e-7}
+    torch.testing.assert_close(ours, theirs, **(close if METHODS[method].adaptive else exact))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ADAPTIVE])
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_step_size_grid_agrees_with_torchdiffeq(method: str, interpolation: str) -> None:
+    y0 = torch.tensor([5.0, 1.0], dtype=torch.float64)
+    t = torch.tensor([0.0, 0.13, 0.5, 0.77, 1.0], dtype=torch.float64)
+    ours = solve(lotka_volterra, y0, t, method=method, step_size=0.11, interpolation=interpolation).y
+    theirs = torchdiffeq.odeint(
+        lotka_volterra, y0, t, method=method, options={"step_size": 0.11, "interp": interpolation}
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("span", [(0.0, 1.5), (1.5, 0.0)])
+def test_counts_every_evaluation(method: str, span: tuple[float, float]) -> None:
+    f = Counting(lotka_volterra)
+    y0 = torch.tensor([5.0, 1.0], dtype=torch.float64)
+    times = torch.linspace(*span, 7)
+    solution = solve(f, y0, times, method=method, rtol=1e-4, atol=1e-4)
+    assert solution.stats.nfe == f.calls
+    assert sum(solution.stats.step_sizes) == pytest.approx(span[1] - span[0])
+    assert len(solution.stats.step_sizes) == solution.stats.accepted
+
+
+def test_counts_rejected_steps_and_cubic_interpolation() -> None:
+    f = Counting(lambda t, y: -200 * (y - torch.cos(t)))
+    y0 = torch.tensor([3.0], dtype=torch.float64)
+    solution = solve(f, y0, [0.0, 1.0], rtol=1e-3, atol=1e-3, first_step=0.5)
+    assert solution.stats.rejected > 0
+    assert solution.stats.nfe == f.calls
+    f = Counting(driven)
+    solution = solve(f, y0, [0, 0.3, 0.9, 1], method="rk4", step_size=0.2, interpolation="cubic")
+    # The slope at the end of an interpolated step is the first stage of the next one; only the last one is extra.
+    assert solution.stats.nfe == f.calls == 5 * 4 + 1
+
+
+def test_first_same_as_last_saves_an_evaluation_a_step() -> None:
+    solution = solve(driven, torch.ones(1), [0.0, 1.0], rtol=1e-5, atol=1e-5)
+    steps = solution.stats.accepted + solution.stats.rejected
+    assert solution.stats.nfe == 6 * steps + 2  # and two to begin: f(t0, y0), and one to choose the first step
+
+
+def test_never_evaluates_outside_the_interval() -> None:
+    seen = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        seen.append(t.item())
+        return torch.sqrt(1 - t) * torch.ones_like(y)  # NaN beyond t = 1
+
+    solve(f, torch.zeros(1, dtype=torch.float64), [0.0, 1.0], rtol=1e-6, atol=1e-6)
+    assert min(seen) >= 0
+    assert max(seen) <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4), (0,), (0, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_shape_and_dtype(method: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    y0 = torch.rand(shape, dtype=dtype)
+    y = solve(lambda t, y: -y, y0, [0.0, 0.5, 1.0], method=method, rtol=1e-4, atol=1e-4, step_size=None).y
+    assert isinstance(y, Tensor)
+    assert y.shape == (3, *shape)
+    assert y.dtype == dtype
+    assert torch.equal(y[0], y0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tuple_states(method: str) -> None:
+    """A tuple gives what the same numbers in one tensor give, with the norm of the whole."""
+    first, second = torch.rand(2, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+
+    def f(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return -y[0] * y[1].mean(), torch.cos(t) * y[1]
+
+    def flat(t: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([-y[:6] * y[6:].mean(), torch.cos(t) * y[6:]])
+
+    def largest(parts: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.cat([part.flatten() for part in parts]).abs().max()
+
+    times = [0.0, 0.4, 1.0]
+    y = solve(f, (first, second), times, method=method, norm=largest).y
+    joined = solve(flat, torch.cat([first.flatten(), second]), times, method=method, norm=lambda x: x.abs().max()).y
+    assert isinstance(y, tuple)
+    assert [part.shape for part in y] == [(3, 2, 3), (3, 4)]
+    torch.testing.assert_close(torch.cat([y[0].flatten(1), y[1]], dim=1), joined, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reverse_time_mirrors_forward_time(method: str) -> None:
+    y0 = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    backward = solve(lotka_volterra, y0, [0.0, -0.3, -1.0], method=method).y
+    mirrored = solve(lambda t, y: -lotka_volterra(-t, y), y0, [0.0, 0.3, 1.0], method=method).y
+    torch.testing.assert_close(backward, mirrored, rtol=1e-13, atol=1e-13)
+
+
+def test_outputs_do_not_change_the_steps() -> None:
+    y0 = torch.tensor([5.0, 1.0], dtype=torch.float64)
+    few = solve(lotka_volterra, y0, [0.0, 3.0], rtol=1e-6, atol=1e-6)
+    many = solve(lotka_volterra, y0, torch.linspace(0, 3, 301, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    assert few.stats == many.stats
+    assert torch.equal(few.y[-1], many.y[-1])
+
+
+def test_dense_output_is_as_accurate_as_its_order() -> None:
+    """Error between the steps falls with h^5 (order four, local), and the outputs are the same function."""
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    errors = []
+    for steps in (10, 20, 40):
+        solution = solve(oscillator, y0, [0.0, 5.0], step_size=5.0 / steps, dense=True)
+        assert solution.dense is not None
+        times = np.linspace(0, 5, 173)
+        values = torch.stack([solution.dense(t) for t in times])
+        exact = torch.from_numpy(np.stack([np.cos(times), -np.sin(times)], axis=1))
+        errors.append((values - exact).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) > 4.5
+    assert math.log2(errors[1] / errors[2]) > 4.5
+    outputs = solve(oscillator, y0, torch.from_numpy(times), step_size=5.0 / steps).y
+    torch.testing.assert_close(outputs, values, rtol=1e-13, atol=1e-13)
+
+
+def test_dense_output_of_tuples_in_reverse_time() -> None:
+    y0 = (torch.tensor([1.0], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64))
+    solution = solve(lambda t, y: (y[1], -y[0]), y0, [0.0, -3.0], dense=True)
+    assert solution.dense is not None
+    position, velocity = solution.dense(-1.7)
+    assert position.item() == pytest.approx(math.cos(1.7), abs=1e-6)
+    assert velocity.item() == pytest.approx(math.sin(1.7), abs=1e-6)
+    with pytest.raises(InvalidArgumentError, match="outside the interval"):
+        solution.dense(0.1)
+
+
+@given(st.floats(0.05, 1.95), st.integers(0, 2**31))
+def test_splitting_the_interval_changes_little(split: float, seed: int) -> None:
+    y0 = torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.5
+    whole = solve(lotka_volterra, y0, [0.0, 2.0], rtol=1e-9, atol=1e-9).y[-1]
+    half = solve(lotka_volterra, y0, [0.0, split], rtol=1e-9, atol=1e-9).y[-1]
+    rest = solve(lotka_volterra, half, [split, 2.0], rtol=1e-9, atol=1e-9).y[-1]
+    torch.testing.assert_close(rest, whole, rtol=1e-6, atol=1e-6)
+
+
+@given(st.permutations(range(5)), st.sampled_from(sorted(METHODS)))
+def test_permuting_the_batch_permutes_the_solution(order: list[int], method: str) -> None:
+    y0 = torch.rand(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
+    times = [0.0, 0.5, 1.0]
+    plain = solve(lotka_volterra, y0, times, method=method).y
+    permuted = solve(lotka_volterra, y0[order], times, method=method).y
+    torch.testing.assert_close(permuted, plain[:, order], rtol=1e-7, atol=1e-7)
+
+
+def test_float32_state_with_a_long_time_axis() -> None:
+    """Times are counted in float64, so a late start costs no accuracy."""
+    y0 = torch.tensor([1.0])
+    late = solve(lambda t, y: -y, y0, [1e6, 1e6 + 1], rtol=1e-5, atol=1e-6).y[-1].item()
+    assert late == pytest.approx(math.exp(-1), rel=1e-4)
+
+
+def test_scale_of_the_problem_does_not_matter() -> None:
+    """First step and error control follow the problem, from years to nanoseconds."""
+    for scale in (1e-9, 1.0, 1e9):
+        y0 = torch.tensor([1.0], dtype=torch.float64)
+        solution = solve(lambda t, y, s=scale: -y / s, y0, [0.0, scale], rtol=1e-8, atol=1e-8)
+        assert solution.y[-1].item() == pytest.approx(math.exp(-1), rel=1e-6)
+        assert solution.stats.accepted < 40
+
+
+def test_a_given_first_step_is_taken() -> None:
+    solution = solve(driven, torch.ones(1), [0.0, 1.0], first_step=1e-3)
+    assert solution.stats.step_sizes[0] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("f", "error", "words"),
+    [
+        (lambda t, y: y * math.nan, NonFiniteError, "not finite at the start"),
+        (lambda t, y: torch.where(t > 0.5, math.nan, y), NonFiniteError, "t = 0.5"),
+        (lambda t, y: y**2, SolverError, r"t = (0\.9999|1\.0)"),  # y = 1 / (1 - t)
+    ],
+)
+def test_dynamics_that_leave_their_domain(f, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        solve(f, torch.ones(1, dtype=torch.float64), [0.0, 2.0], rtol=1e-6, atol=1e-6)
+
+
+def test_step_size_underflow() -> None:
+    # The slope is noise of size 1e9: no step passes.
+    def noise(t: Tensor, y: Tensor) -> Tensor:
+        return torch.sign(torch.rand_like(y) - 0.5) * 1e9
+
+    with pytest.raises(StepSizeUnderflowError, match="loosen rtol"):
+        solve(noise, torch.ones(1), [1.0, 2.0], rtol=1e-9, atol=1e-12)
+
+
+def test_max_steps() -> None:
+    with pytest.raises(MaxStepsError, match=r"3 steps .* reached t = 0\.\d+.*max_steps"):
+        solve(oscillator, torch.tensor([1.0, 0.0]), [0.0, 100.0], max_steps=3)
+
+
+GOOD = {"f": driven, "y0": torch.ones(2), "t": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"f": 3}, InvalidArgumentError, "f must be callable"),
+        ({"f": lambda t, y: y[:1]}, InvalidArgumentError, "shape"),
+        ({"f": lambda t, y: y.double()}, InvalidArgumentError, "float64"),
+        ({"f": lambda t, y: None}, InvalidArgumentError, "NoneType"),
+        ({"f": lambda t, y: (y,)}, InvalidArgumentError, "tuple"),
+        ({"y0": [1.0, 2.0]}, InvalidArgumentError, "y0 must be a tensor"),
+        ({"y0": torch.ones(2, dtype=torch.int64)}, InvalidArgumentError, "floating-point"),
+        ({"y0": ()}, InvalidArgumentError, "empty tuple"),
+        ({"y0": (torch.ones(2), 3.0)}, InvalidArgumentError, "float"),
+        ({"y0": (torch.ones(2), torch.ones(2).double())}, InvalidArgumentError, "share dtype"),
+        ({"y0": (torch.ones(2), torch.ones(3)), "f": lambda t, y: y[0]}, InvalidArgumentError, "got Tensor"),
+        ({"y0": (torch.ones(2), torch.ones(3)), "f": lambda t, y: y[::-1]}, InvalidArgumentError, "shapes of y0"),
+        ({"t": [0.0]}, InvalidArgumentError, "at least two"),
+        ({"t": []}, InvalidArgumentError, "at least two"),
+        ({"t": torch.zeros(2, 2)}, InvalidArgumentError, "one dimension"),
+        ({"t": [0.0, 0.0]}, InvalidArgumentError, "strictly"),
+        ({"t": [0.0, 2.0, 1.0]}, InvalidArgumentError, "strictly"),
+        ({"t": [0.0, math.nan]}, InvalidArgumentError, "finite"),
+        ({"t": [0.0, math.inf]}, InvalidArgumentError, "finite"),
+        ({"t": torch.tensor([0, 1])}, InvalidArgumentError, "floating-point"),
+        ({"method": "dopri6"}, UnknownNameError, "did you mean 'dopri5'"),
+        ({"gradient": "backsolv"}, UnknownNameError, "did you mean 'backsolve'"),
+        ({"gradient": 3}, InvalidArgumentError, "gradient must be"),
+        ({"gradient": "backsolve"}, InvalidArgumentError, "pass params"),
+        ({"rtol": -1.0}, InvalidArgumentError, "rtol"),
+        ({"atol": math.nan}, InvalidArgumentError, "atol"),
+        ({"rtol": "1e-3"}, InvalidArgumentError, "rtol"),
+        ({"rtol": 0, "atol": 0}, InvalidArgumentError, "both be zero"),
+        ({"first_step": 0.0}, InvalidArgumentError, "first_step"),
+        ({"step_size": -0.1}, InvalidArgumentError, "step_size"),
+        ({"max_steps": 0}, InvalidArgumentError, "max_steps"),
+        ({"interpolation": "quintic"}, InvalidArgumentError, "interpolation"),
+        ({"dense": True, "method": "rk4"}, InvalidArgumentError, "dense output"),
+        ({"dense": True, "gradient": "backsolve", "params": ()}, InvalidArgumentError, "dense=True"),
+    ],
+)
+def test_misuse_is_named(change: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        solve(**{**GOOD, **change})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_gpu_agrees_with_cpu(method: str, device: torch.device) -> None:
+    y0 = torch.tensor([[5.0, 1.0]], dtype=torch.float64)
+    times = [0.0, 0.5, 1.0]
+    on_cpu = solve(lotka_volterra, y0, times, method=method).y
+    on_gpu = solve(lotka_volterra, y0.to(device), times, method=method).y
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-10)
