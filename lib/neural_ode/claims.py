@@ -1,0 +1,129 @@
+"""The paper's claims as data, and how a measurement decides one."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from neural_ode.errors import InvalidArgumentError, UnknownNameError
+
+__all__ = ["Claim", "Measurement", "Verdict", "decide", "load_claims", "verdict_table"]
+
+PROFILES = ("quick", "paper")
+OPERATORS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+}
+
+Measurement = Mapping[str, Mapping[str, Any]]
+"""Ways in which a claim was measured, by name, each with the fields that the claim's conditions ask for."""
+
+
+class Verdict(StrEnum):
+    """What a measurement says about a claim."""
+
+    HOLDS = "holds"
+    FAILS = "does not hold"
+    UNTESTED = "not tested at this scale"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper; `claims.yaml` explains the fields."""
+
+    id: str
+    sentence: str
+    item: str
+    rule: str
+    holds_if: Mapping[str, Any]
+    scale: str
+    paper: str = "–"
+    notebook: str | None = None
+
+
+@cache
+def load_claims() -> dict[str, Claim]:
+    """All claims by their id, `group.name`, in the order of `claims.yaml`."""
+    text = files("neural_ode").joinpath("claims.yaml").read_text(encoding="utf-8")
+    return {
+        f"{group}.{name}": Claim(id=f"{group}.{name}", **fields)
+        for group, claims in yaml.safe_load(text).items()
+        for name, fields in claims.items()
+    }
+
+
+def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
+    """Apply the claim's rule.
+
+    Raises:
+        InvalidArgumentError: the measurement lacks a field of the rule. A field that is `None` (an interval from
+            one run) leaves the claim untested.
+    """
+    if PROFILES.index(profile) < PROFILES.index(claim.scale):
+        return Verdict.UNTESTED
+    if not measurement:
+        return Verdict.UNTESTED
+    verdict = Verdict.HOLDS
+    for way, fields in measurement.items():
+        for field, conditions in claim.holds_if.items():
+            if field not in fields:
+                raise InvalidArgumentError(f"{claim.id}, {way}: the rule asks for {field!r}, got {sorted(fields)}")
+            if fields[field] is None:
+                return Verdict.UNTESTED
+            for condition in [conditions] if isinstance(conditions, str) else conditions:
+                if not _satisfies(fields[field], condition):
+                    verdict = Verdict.FAILS
+    return verdict
+
+
+def _satisfies(value: float, condition: str) -> bool:
+    sign, bound = condition.split()
+    return bool(OPERATORS[sign](value, float(bound)))
+
+
+def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.DataFrame:
+    """The table that closes a notebook: *claim | paper | here | holds?*, a row for each claim.
+
+    Args:
+        measurements: by claim id.
+        profile: the profile the measurements were made in.
+    """
+    claims = load_claims()
+    for id in measurements:
+        if id not in claims:
+            raise UnknownNameError("claim", id, claims)
+    rows = [
+        {
+            "claim": claims[id].sentence,
+            "paper": claims[id].paper,
+            "here": describe(measurement),
+            "holds?": str(decide(claims[id], measurement, profile)),
+        }
+        for id, measurement in measurements.items()
+    ]
+    return pd.DataFrame(rows, index=pd.Index(list(measurements), name="id"))
+
+
+def describe(measurement: Measurement) -> str:
+    """The measured values in a line: estimate, interval and unit of each way of measuring."""
+    return "; ".join(_describe_one(way, fields) for way, fields in measurement.items())
+
+
+def _describe_one(way: str, fields: Mapping[str, Any]) -> str:
+    text = f"{way}: {fields['estimate']:.3g}"
+    if fields.get("low") is not None and fields.get("high") is not None:
+        text += f" [{fields['low']:.3g}, {fields['high']:.3g}]"
+    if fields.get("unit"):
+        text += f" {fields['unit']}"
+    if fields.get("n"):
+        text += f" (n = {fields['n']})"
+    return text

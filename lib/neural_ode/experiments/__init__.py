@@ -1,0 +1,1 @@
+"""Experiments of the notebooks that need a test, or a process of their own."""

@@ -1,0 +1,1 @@
+"""The look of the figures, and how they are saved."""

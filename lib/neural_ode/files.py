@@ -1,0 +1,35 @@
+"""Files that are either complete or absent, whenever the process dies."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["replacing", "write_atomically"]
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `target`, which becomes `target` if the block succeeds.
+
+    The folder is made if needed. The temporary name keeps the suffix of `target`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp gives 0600
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(target: Path, content: str | bytes) -> None:
+    """Write a whole file under a temporary name and rename it."""
+    with replacing(target) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,1 @@
+"""Measuring memory, and what measurements say."""

@@ -1,0 +1,85 @@
+"""Estimates with their 95 % confidence intervals."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy import stats
+
+from neural_ode.errors import InvalidArgumentError
+
+__all__ = ["Interval", "Line", "fit_line", "mean_interval", "proportion_interval", "rank_correlation"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % confidence interval, whose ends are `None` where one value is all there is."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line `y = intercept + slope · x` by least squares, with the 95 % interval of its slope.
+
+    `r2` is the share of the variance of y that the line explains; 1 where y does not vary at all.
+    """
+
+    slope: float
+    low: float
+    high: float
+    intercept: float
+    r2: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, the slope under the name `estimate` that the rules of the claims use."""
+        fields = asdict(self)
+        return {"estimate": fields.pop("slope"), **fields}
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Fit a line; the interval of the slope is Student's with n - 2 degrees of freedom.
+
+    Raises:
+        InvalidArgumentError: fewer than three points.
+    """
+    if len(x) != len(y) or len(x) < 3:
+        raise InvalidArgumentError(f"a line with an interval needs three points or more, got {len(x)} and {len(y)}")
+    fit = stats.linregress(x, y)
+    constant = min(y) == max(y)  # then SciPy divides zero by zero
+    half = 0.0 if constant else float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * fit.stderr)
+    r2 = 1.0 if constant else float(fit.rvalue**2)
+    slope = float(fit.slope)
+    return Line(slope, slope - half, slope + half, float(fit.intercept), r2, len(x))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of independent runs, with Student's interval."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return Interval(mean, None, None, n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def proportion_interval(hits: int, n: int) -> Interval:
+    """A share of `n` trials, with Wilson's interval."""
+    interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "wilson")
+    return Interval(hits / n, float(interval.low), float(interval.high), n)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's coefficient; 0 where one of the two does not vary."""
+    if min(x) == max(x) or min(y) == max(y):
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)

@@ -1,0 +1,1 @@
+"""The models of the paper, a module for each experiment."""

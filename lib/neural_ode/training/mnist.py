@@ -1,0 +1,104 @@
+"""Training and testing the classifiers of Table 1."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+
+from neural_ode.data.mnist import Mnist, ShuffledBatches, Split
+from neural_ode.files import write_atomically
+from neural_ode.models.mnist import mnist_net
+from neural_ode.training.loop import Fit, Row, fit, history_csv
+
+__all__ = ["TrainedClassifier", "classification_loss", "error_rate", "train_classifier"]
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A trained network and the history of its training."""
+
+    model: nn.Module
+    history: list[Row]
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write the weights, `<name>.safetensors`, and the history, `<name>.csv`."""
+        weights = {key: value.contiguous().cpu() for key, value in self.model.state_dict().items()}
+        write_atomically(folder / f"{name}.safetensors", safetensors.torch.save(weights))
+        write_atomically(folder / f"{name}.csv", history_csv(self.history))
+
+
+def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of the logits, in nats."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+@torch.no_grad()
+def error_rate(model: nn.Module, split: Split, batch_size: int = 500) -> float:
+    """Percentage of the examples that are classified wrongly. The caller has put the model in eval mode."""
+    device = next(model.parameters()).device
+    wrong = 0
+    batches = zip(torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True)
+    for images, labels in batches:
+        predicted = model(images.to(device, torch.float32) / 255).argmax(1)
+        wrong += int((predicted != labels.to(device)).sum())
+    return 100 * wrong / len(split.labels)
+
+
+def train_classifier(
+    name: str,
+    seed: int,
+    data: Mnist,
+    training: Mapping[str, Any],
+    solver: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+) -> TrainedClassifier:
+    """Train a row of Table 1 with one-cycle SGD.
+
+    Args:
+        name: a name in `neural_ode.models.MNIST_MODELS`.
+        seed: decides the initial weights, the order of the examples and their shifts.
+        data: the splits; the test split is not looked at.
+        training: `epochs`, `batch_size`, `peak_lr`, `max_shift` (pixels).
+        solver: for RK-Net and ODE-Net, keyword arguments of `neural_ode.solve`.
+        device: where to train.
+        checkpoint: see `fit`.
+    """
+    torch.manual_seed(seed)
+    model = mnist_net(name, **solver).to(device)
+    batches = ShuffledBatches(data.train, training["batch_size"], seed, training["max_shift"], device)
+    optimizer = SGD(model.parameters(), lr=training["peak_lr"], momentum=0.9)
+    task = Fit(
+        model=model,
+        loss=classification_loss,
+        batch=batches,
+        optimizer=optimizer,
+        scheduler=OneCycleLR(
+            optimizer,
+            max_lr=training["peak_lr"],
+            total_steps=training["epochs"] * batches.steps_per_epoch + 1,
+        ),
+        epochs=training["epochs"],
+        steps_per_epoch=batches.steps_per_epoch,
+        evaluate=lambda trained: {"validation_error": error_rate(trained, data.validation)},
+        settings={
+            "model": name,
+            "seed": seed,
+            "training": dict(training),
+            "solver": dict(solver),
+            "train": len(data.train.labels),
+            "validation": len(data.validation.labels),
+            "device": str(device),
+        },
+        label=f"{name}, seed {seed}",
+    )
+    history = fit(task, checkpoint)
+    return TrainedClassifier(model, history)

@@ -1,0 +1,124 @@
+"""Where a notebook reads and writes.
+
+Results belong to a profile (`quick`, `paper`) and lie under `figures/<profile>/` and `runs/<profile>/` of an
+output root. The pipeline sets the root through the environment variable `NEURAL_ODE_OUTPUT`. Without it the root
+is `scratch/`, so that a notebook run by hand never changes what the pipeline made. What an earlier notebook wrote
+is looked for in the output root first and in the project after that.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neural_ode.errors import InvalidArgumentError, NeuralODEError
+from neural_ode.files import write_atomically
+
+__all__ = ["OUTPUT_VARIABLE", "MissingResultError", "Workspace", "choose_device", "project_root"]
+
+OUTPUT_VARIABLE = "NEURAL_ODE_OUTPUT"
+
+
+class MissingResultError(NeuralODEError, FileNotFoundError):
+    """A result that an earlier notebook makes is not there yet."""
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The folder of the project that holds `start` (the current folder if left out).
+
+    Raises:
+        NeuralODEError: `start` is in no clone of the project.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").exists() and (folder / "params.yaml").exists():
+            return folder
+    raise NeuralODEError(f"{start} is not inside a clone of the project: open the notebook from there")
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is a usable GPU, else the CPU; any other name is taken as it is.
+
+    Raises:
+        InvalidArgumentError: the name is unknown, or that device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidArgumentError(f"device {device!r} cannot be used here: {error}; try 'auto'") from error
+    return chosen
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files of one notebook in one profile.
+
+    Attributes:
+        notebook: its name without suffix, such as `04_mnist`.
+        profile: `quick` or `paper`.
+        root: the project.
+        output: where results are written.
+    """
+
+    notebook: str
+    profile: str
+    root: Path
+    output: Path
+
+    @classmethod
+    def open(cls, notebook: str, profile: str) -> "Workspace":
+        """The workspace of a notebook that runs anywhere inside the project."""
+        root = project_root()
+        return cls(notebook, profile, root, Path(os.environ.get(OUTPUT_VARIABLE, root / "scratch")))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for checkpoints. The pipeline keeps it until the notebook has succeeded."""
+        return self.output / "checkpoints" / self.profile / self.notebook
+
+    @property
+    def runs(self) -> Path:
+        """Folder for trained weights and training histories."""
+        return self.output / "runs" / self.profile / self.notebook
+
+    def figure(self, name: str = "") -> Path:
+        """Path of a figure without its suffix: `figures/<profile>/<notebook>[_<name>]`."""
+        stem = f"{self.notebook}_{name}" if name else self.notebook
+        return self.output / "figures" / self.profile / stem
+
+    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Write the few numbers that `dvc metrics` shows: `figures/<profile>/<notebook>.json`."""
+        _write_json(self.figure().with_suffix(".json"), metrics)
+
+    def write_claims(self, claims: Mapping[str, Any]) -> None:
+        """Write the measurements that decide claims: `figures/<profile>/<notebook>.claims.json`."""
+        _write_json(self.figure().with_suffix(".claims.json"), claims)
+
+    def read_claims(self, notebook: str) -> dict[str, Any]:
+        """What `notebook` measured in this profile, by claim.
+
+        Raises:
+            MissingResultError: it has not run yet.
+        """
+        for base in (self.output, self.root):
+            file = base / "figures" / self.profile / f"{notebook}.claims.json"
+            if file.exists():
+                content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                return content
+        stage = notebook.split("_", 1)[-1]
+        raise MissingResultError(
+            f"no results of {notebook} in profile {self.profile!r}: make them with `dvc repro {stage}` "
+            f"or run notebooks/{notebook}.ipynb"
+        )
+
+
+def _write_json(target: Path, content: Mapping[str, Any]) -> None:
+    """Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_atomically(target, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

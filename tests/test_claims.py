@@ -1,0 +1,87 @@
+"""The claims as data, and the rules that decide them."""
+
+import operator
+import re
+from pathlib import Path
+
+import pytest
+
+from neural_ode.claims import OPERATORS, PROFILES, Claim, Verdict, decide, load_claims, verdict_table
+from neural_ode.errors import InvalidArgumentError, UnknownNameError
+
+
+def claim(scale: str = "quick", **holds_if) -> Claim:
+    return Claim("a.b", "It works.", "Table 1", "it works", holds_if, scale)
+
+
+def test_every_claim_can_be_decided(root: Path) -> None:
+    claims = load_claims()
+    assert len(claims) >= 35
+    for one in claims.values():
+        assert one.scale in PROFILES
+        assert one.sentence.endswith(".")
+        assert one.holds_if
+        for conditions in one.holds_if.values():
+            for condition in [conditions] if isinstance(conditions, str) else conditions:
+                sign, bound = condition.split()
+                assert sign in OPERATORS
+                float(bound)
+        if one.notebook:
+            assert (root / "notebooks" / f"{one.notebook}.ipynb").exists(), one.id
+
+
+def test_every_claim_with_a_notebook_is_measured_by_it(root: Path) -> None:
+    for one in load_claims().values():
+        if one.notebook:
+            text = (root / "notebooks" / f"{one.notebook}.ipynb").read_text(encoding="utf-8")
+            assert re.search(rf'\\"{re.escape(one.id)}\\"', text), one.id
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"low": -0.1, "high": 0.1}, Verdict.HOLDS),
+        ({"low": 0.0, "high": 0.0}, Verdict.HOLDS),
+        ({"low": 0.01, "high": 0.1}, Verdict.FAILS),
+        ({"low": -0.2, "high": -0.1}, Verdict.FAILS),
+        ({"low": None, "high": None}, Verdict.UNTESTED),
+    ],
+)
+def test_interval_contains_zero(fields: dict, verdict: Verdict) -> None:
+    assert decide(claim(low="<= 0", high=">= 0"), {"way": {"estimate": 0, **fields}}, "quick") is verdict
+
+
+def test_one_way_of_measuring_that_fails_is_enough() -> None:
+    ways = {"a": {"estimate": 1.0}, "b": {"estimate": 3.0}}
+    assert decide(claim(estimate=["> 0", "< 2"]), ways, "quick") is Verdict.FAILS
+    assert decide(claim(estimate=["> 0", "< 4"]), ways, "quick") is Verdict.HOLDS
+
+
+def test_a_claim_waits_for_its_scale() -> None:
+    ways = {"a": {"estimate": 1.0}}
+    assert decide(claim("paper", estimate="> 0"), ways, "quick") is Verdict.UNTESTED
+    assert decide(claim("paper", estimate="> 0"), ways, "paper") is Verdict.HOLDS
+    assert decide(claim(estimate="> 0"), {}, "paper") is Verdict.UNTESTED
+
+
+def test_a_measurement_without_the_field_of_the_rule() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"a\.b, way: the rule asks for 'r2'"):
+        decide(claim(r2="> 0.9"), {"way": {"estimate": 1}}, "quick")
+
+
+@pytest.mark.parametrize("sign", OPERATORS)
+@pytest.mark.parametrize("value", [0.9, 1.0, 1.1])
+def test_conditions_are_what_they_look_like(sign: str, value: float) -> None:
+    names = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq"}
+    expected = Verdict.HOLDS if getattr(operator, names[sign])(value, 1.0) else Verdict.FAILS
+    assert decide(claim(estimate=f"{sign} 1.0"), {"way": {"estimate": value}}, "quick") is expected
+
+
+def test_verdict_table() -> None:
+    measured = {"estimate": 0.0, "low": -1.0, "high": 1.0, "n": 6, "unit": "MiB"}
+    table = verdict_table({"memory.adjoint_constant": {"bytes kept": measured}}, "quick")
+    assert list(table.columns) == ["claim", "paper", "here", "holds?"]
+    assert table.loc["memory.adjoint_constant", "here"] == "bytes kept: 0 [-1, 1] MiB (n = 6)"
+    assert table.loc["memory.adjoint_constant", "holds?"] == "holds"
+    with pytest.raises(UnknownNameError, match=r"did you mean 'memory\.adjoint_constant'"):
+        verdict_table({"memory.adjoint_const": {}}, "quick")

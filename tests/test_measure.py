@@ -1,0 +1,133 @@
+"""Counting memory, and fitting lines."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from neural_ode.errors import InvalidArgumentError
+from neural_ode.experiments.memory import NETWORKS, build, measure_memory
+from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation
+from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
+
+
+def test_bytes_kept_counts_each_storage_once() -> None:
+    x = torch.randn(1000, requires_grad=True)
+    assert bytes_kept(lambda: (x.exp() * x.exp()).sum(), [x]) == 2 * 4000  # two results of exp
+    shared = lambda: (lambda y: (y * y).sum())(x.exp())  # noqa: E731
+    assert bytes_kept(shared, [x]) == 4000  # saved by exp and, twice, by the product
+    assert bytes_kept(lambda: x.square().sum()) == 4000
+    assert bytes_kept(lambda: x.square().sum(), [x]) == 0
+
+
+def test_bytes_kept_of_a_linear_layer() -> None:
+    layer = nn.Linear(10, 20)
+    x = torch.randn(50, 10)
+    kept = bytes_kept(lambda: torch.tanh(layer(x)).sum(), [x, *layer.parameters()])
+    assert kept == 50 * 20 * 4  # tanh saves its result; the layer saves x and its weight, which exist anyway
+
+
+def test_bytes_kept_leaves_out_what_was_dropped() -> None:
+    x = torch.randn(1000, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        x.exp().sum()  # a graph that nobody keeps
+        return x.sin().sum()
+
+    assert bytes_kept(forward, [x]) == 0  # sin saves x
+
+
+def allocate(megabytes: int) -> int:
+    def work(megabytes: int) -> None:
+        block = torch.zeros(megabytes * 2**18)  # float32
+        block += 1
+        del block
+        torch.ones(2**18)
+
+    work(1)  # starts PyTorch's threads
+    return peak_memory(lambda: work(megabytes), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("megabytes", [8, 64])
+def test_peak_memory_sees_what_is_freed_again(megabytes: int) -> None:
+    peak = in_fresh_process(allocate, megabytes) / 2**20
+    assert megabytes * 0.95 < peak < megabytes * 1.1 + 1
+
+
+def test_exceptions_of_another_process_come_back() -> None:
+    with pytest.raises(InvalidArgumentError, match="unknown network"):
+        in_fresh_process(measure_memory, "LSTM", 4, 2, "cpu")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_evaluate_as_often_as_asked(network: str) -> None:
+    body = build(network, 12)
+    calls = []
+    for module in body.modules():
+        if type(module).__name__ in ("Residual", "ConvDynamics"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    body(torch.randn(2, 64, 6, 6))
+    assert len(calls) == 12
+
+
+def test_memory_orders() -> None:
+    """The exact part of notebook 03: constant for the ODE-Net, one more layer's worth for the others."""
+    kept = {
+        n: [in_fresh_process(measure_memory, n, depth, 2, "cpu").bytes_kept for depth in (4, 8, 12)]
+        for n in NETWORKS
+    }
+    for network in ("ResNet", "RK-Net"):
+        first, second, third = kept[network]
+        assert third - second == pytest.approx(second - first, rel=1e-3)
+        assert second > 1.8 * first
+    assert len(set(kept["ODE-Net"])) == 1
+    assert kept["ODE-Net"][0] == 2 * (2 * 64 * 36) * 4 + 2 * 8  # states at t0 and t1, and the two times
+
+
+def test_line_and_its_interval() -> None:
+    """Against the covariance matrix of numpy's least squares."""
+    rng = np.random.default_rng(0)
+    x = np.arange(12.0)
+    y = 3 * x - 2 + rng.normal(size=12)
+    line = fit_line(list(x), list(y))
+    (slope, intercept), covariance = np.polyfit(x, y, 1, cov=True)
+    half = scipy.stats.t.ppf(0.975, 10) * np.sqrt(covariance[0, 0])
+    assert line.slope == pytest.approx(slope)
+    assert line.intercept == pytest.approx(intercept)
+    assert (line.low, line.high) == pytest.approx((slope - half, slope + half))
+    assert line.r2 == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def test_line_through_constant_and_exact_values() -> None:
+    flat = fit_line([1, 2, 3], [5, 5, 5])
+    assert (flat.slope, flat.low, flat.high, flat.r2) == (0, 0, 0, 1)
+    exact = fit_line([1, 2, 3], [2, 4, 6])
+    assert exact.slope == pytest.approx(2)
+    assert exact.high - exact.low < 1e-6
+    with pytest.raises(InvalidArgumentError, match="three points"):
+        fit_line([1, 2], [1, 2])
+
+
+def test_interval_covers_the_slope_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    x = np.linspace(0, 1, 8)
+    covered = 0
+    for _ in range(400):
+        line = fit_line(list(x), list(x + rng.normal(scale=0.3, size=8)))
+        covered += line.low <= 1 <= line.high
+    assert 0.92 < covered / 400 < 0.98
+
+
+def test_means_and_proportions() -> None:
+    mean = mean_interval([1.0, 2.0, 3.0])
+    assert (mean.estimate, mean.n) == (2.0, 3)
+    assert mean.high == pytest.approx(2 + 4.30265 / np.sqrt(3), rel=1e-5)
+    assert mean_interval([1.5]).as_dict() == {"estimate": 1.5, "low": None, "high": None, "n": 1}
+    share = proportion_interval(5, 100)
+    assert (share.low, share.high) == pytest.approx((0.0215, 0.1118), abs=1e-4)
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
+    assert rank_correlation([1, 2, 3], [7, 7, 7]) == 0.0

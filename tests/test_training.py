@@ -1,0 +1,231 @@
+"""Training: what is recorded, and that being killed changes nothing."""
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from neural_ode import NonFiniteError
+from neural_ode.data.mnist import Mnist, Split
+from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from neural_ode.training.loop import Fit, fit, history_csv
+from neural_ode.training.mnist import error_rate, train_classifier
+
+TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "max_shift": 1}
+SOLVER = {"rtol": 1e-2, "atol": 1e-2}
+
+
+def synthetic() -> Mnist:
+    """A few images in the shapes of MNIST."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> Split:
+        images = torch.randint(256, (n, 1, 28, 28), generator=generator).to(torch.uint8)
+        return Split(images, torch.randint(10, (n,), generator=generator))
+
+    return Mnist(split(32), split(20), split(20))
+
+
+def regression(steps: int = 20, **changes) -> Fit:
+    """A linear model with dropout, so that the state of the random numbers matters."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    settings = {
+        "model": model,
+        "loss": lambda model, batch: (model(batch) - batch.sum(1, keepdim=True)).square().mean(),
+        "batch": lambda step: torch.randn(16, 4, generator=torch.Generator().manual_seed(step)),
+        "optimizer": optimizer,
+        "scheduler": LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        "epochs": steps // 5,
+        "steps_per_epoch": 5,
+        "evaluate": lambda model: {"size": sum(p.abs().sum().item() for p in model.parameters())},
+        "settings": {"name": "regression"},
+        "label": "regression",
+    }
+    return Fit(**{**settings, **changes})
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def without_time(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def test_history() -> None:
+    task = regression()
+    history = fit(task)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert set(history[0]) == {"epoch", "loss", "size", "nfe_forward", "nfe_backward", "seconds"}
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert [row["seconds"] for row in history] == sorted(row["seconds"] for row in history)
+    rows = list(csv.DictReader(io.StringIO(history_csv(history))))
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 19])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(stop: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("neural_ode.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    whole = regression()
+    expected = fit(whole)
+
+    class Killed(Exception):  # noqa: N818 - stands for a signal, not an error
+        pass
+
+    broken = regression()
+    batch = broken.batch
+
+    def until(step: int) -> Tensor:
+        if step == stop:
+            raise Killed
+        return batch(step)
+
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        fit(regression(batch=until), checkpoint)
+    torch.manual_seed(12345)  # another process has other random numbers
+    resumed = regression()
+    torch.manual_seed(54321)
+    history = fit(resumed, checkpoint)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    assert without_time(history) == without_time(expected)
+
+
+def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
+    first = regression()
+    expected = fit(first, tmp_path / "run.pt")
+
+    def never(step: int) -> Tensor:
+        raise AssertionError("trained again")
+
+    second = regression(batch=never)
+    assert fit(second, tmp_path / "run.pt") == expected
+    assert torch.equal(weights(second.model), weights(first.model))
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
+    fit(regression(), tmp_path / "run.pt")
+    steps = []
+
+    def batch(step: int) -> Tensor:
+        steps.append(step)
+        return torch.randn(16, 4)
+
+    fit(regression(batch=batch, settings={"name": "another"}), tmp_path / "run.pt")
+    assert steps == list(range(20))
+
+
+def test_fingerprint_depends_on_settings_and_source(monkeypatch) -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    before = fingerprint({"a": 1})
+    monkeypatch.setattr("neural_ode.training.checkpoint._library", lambda: "changed")
+    assert fingerprint({"a": 1}) != before
+
+
+def test_checkpoints_replace_each_other_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.pt"
+    assert load_checkpoint(path, "run") is None
+    save_checkpoint(path, "run", {"model": {"a": torch.ones(3)}})
+    save_checkpoint(path, "run", {"model": {"a": torch.zeros(3)}})
+    loaded = load_checkpoint(path, "run")
+    assert loaded is not None
+    assert torch.equal(loaded["model"]["a"], torch.zeros(3))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_diverging_run_says_so() -> None:
+    task = regression(loss=lambda model, batch: model(batch).mean() * float("nan"))
+    with pytest.raises(NonFiniteError, match="regression is nan at step 0: lower the learning rate"):
+        fit(task)
+
+
+@pytest.mark.parametrize("name", ["MLP", "ODE-Net"])
+def test_train_classifier(name: str, tmp_path: Path) -> None:
+    data = synthetic()
+    trained = train_classifier(name, 0, data, TRAINING, SOLVER)
+    assert len(trained.history) == 2
+    assert {"loss", "validation_error"} < set(trained.history[0])
+    solves = name == "ODE-Net"
+    assert (trained.history[0]["nfe_forward"] > 0) == (trained.history[0]["nfe_backward"] > 0) == solves
+    trained.save(tmp_path, "run")
+    loaded = safetensors.torch.load_file(tmp_path / "run.safetensors")
+    assert all(torch.equal(loaded[key], value) for key, value in trained.model.state_dict().items())
+    assert (tmp_path / "run.csv").read_text() == history_csv(trained.history)
+    again = train_classifier(name, 0, data, TRAINING, SOLVER)
+    assert torch.equal(weights(again.model), weights(trained.model))
+    other = train_classifier(name, 1, data, TRAINING, SOLVER)
+    assert not torch.equal(weights(other.model), weights(trained.model))
+
+
+def test_error_rate_counts_mistakes() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.eye(10)[3])
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.bias.expand(len(images), -1)
+
+    split = Split(torch.zeros(40, 1, 28, 28, dtype=torch.uint8), torch.arange(40) % 10)
+    assert error_rate(Constant(), split, batch_size=7) == pytest.approx(90.0)
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from pathlib import Path
+    from test_training import SOLVER, synthetic, weights
+    import neural_ode.training.loop as loop
+    from neural_ode.training.mnist import train_classifier
+
+    loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    training = {{"epochs": 4, "batch_size": 8, "peak_lr": 0.05, "max_shift": 1}}
+    trained = train_classifier("ODE-Net", 0, synthetic(), training, SOLVER, checkpoint=Path({checkpoint!r}))
+    torch.save(weights(trained.model), {result!r})
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_again_and_again(tmp_path: Path) -> None:
+    """SIGKILL at arbitrary moments: the weights are those of a run in peace, bit for bit."""
+
+    def start(name: str) -> subprocess.Popen:
+        script = SCRIPT.format(
+            tests=str(Path(__file__).parent),
+            checkpoint=str(tmp_path / name / "run.pt"),
+            result=str(tmp_path / f"{name}.weights"),
+        )
+        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.PIPE)
+
+    assert start("calm").wait(120) == 0
+    checkpoint = tmp_path / "killed" / "run.pt"
+    kills = 0
+    for patience in (0.05, 0.35, 0.75):
+        process = start("killed")
+        begun = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > begun):
+            time.sleep(0.01)
+        time.sleep(patience)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait(60)
+    assert kills >= 1
+    assert start("killed").wait(120) == 0
+    assert torch.equal(torch.load(tmp_path / "killed.weights"), torch.load(tmp_path / "calm.weights"))
