@@ -1,0 +1,1 @@
+"""What stands between DVC and the notebooks."""

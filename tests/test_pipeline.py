@@ -1,0 +1,391 @@
+"""The pipeline: parameters, source-only copies, the runner, and what makes DVC run a stage again."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from neural_ode.pipeline import run as runner
+from neural_ode.pipeline.clean import clean
+from neural_ode.pipeline.dependencies import imported_modules
+from neural_ode.pipeline.parameters import (
+    Declared,
+    ParameterError,
+    check_parameters,
+    declared_parameters,
+    read_parameters,
+)
+from neural_ode.pipeline.refresh import refreshed
+from neural_ode.pipeline.sources import source_only
+from neural_ode.workspace import OUTPUT_VARIABLE
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def section(notebook: Path) -> str:
+    return notebook.stem.split("_", 1)[1]
+
+
+def notebook(*cells: str, parameters: str = "value: int = 1\nprofile: str = 'quick'") -> nbformat.NotebookNode:
+    made = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
+    made.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    made.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    return made
+
+
+# Parameters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_defaults_are_the_quick_profile(path: Path) -> None:
+    declared = declared_parameters(path)
+    quick = read_parameters(ROOT / "params" / "quick.yaml", section(path)) | {"profile": "quick"}
+    assert {name: one.default for name, one in declared.items()} == quick
+
+
+@pytest.mark.parametrize("profile", ["quick", "paper"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_profiles_name_every_parameter_with_the_right_type(profile: str, path: Path) -> None:
+    declared = declared_parameters(path)
+    given = read_parameters(ROOT / "params" / f"{profile}.yaml", section(path)) | {"profile": profile}
+    check_parameters(given, declared, profile)
+    assert set(given) == set(declared)
+
+
+DECLARED = {
+    "rate": Declared(float, 0.1),
+    "epochs": Declared(int, 3),
+    "seeds": Declared(list[int], [0]),
+    "size": Declared(int | None, None),
+    "method": Declared(str, "dopri5"),
+    "options": Declared(dict[str, float], {}),
+    "flag": Declared(bool, False),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epoch": 3}, r"unknown parameter 'epoch', did you mean 'epochs'\?.*known: rate, epochs"),
+        ({"zzz": 3}, r"unknown parameter 'zzz'; known"),
+        ({"epochs": 3.5}, r"'epochs' must be int, got 3.5 \(float\)"),
+        ({"epochs": True}, r"must be int, got True \(bool\)"),
+        ({"epochs": None}, r"must be int, got None"),
+        (
+            {"rate": "1e-3"},
+            r"must be float, got '1e-3' \(str\); YAML reads numbers such as 1e-3 as text: write 1.0e-3",
+        ),
+        ({"seeds": 0}, r"must be list\[int\], got 0"),
+        ({"seeds": [0, "1"]}, r"must be list\[int\]"),
+        ({"size": "all"}, r"must be int \| None"),
+        ({"options": {"a": "b"}}, r"must be dict\[str, float\]"),
+        ({"flag": 1}, r"must be bool, got 1 \(int\)"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(given: dict, words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        check_parameters(given, DECLARED, "params/quick.yaml")
+
+
+def test_right_parameters_pass() -> None:
+    given = {"rate": 1, "epochs": 2, "seeds": [], "size": 5, "method": "rk4", "options": {"a": 1}, "flag": True}
+    check_parameters(given, DECLARED, "params/quick.yaml")
+    check_parameters({"size": None}, DECLARED, "params/quick.yaml")
+
+
+@pytest.mark.parametrize("cell", ["a = 1", "a: int", "a: int = b", "a: open = 1", "import os"])
+def test_a_parameters_cell_holds_typed_literals_only(cell: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ipynb"
+    nbformat.write(notebook(parameters=cell), path)
+    with pytest.raises((ParameterError, ValueError, NameError)):
+        declared_parameters(path)
+
+
+def test_missing_section(tmp_path: Path) -> None:
+    (tmp_path / "quick.yaml").write_text("memory: {}\n")
+    with pytest.raises(ParameterError, match="no section 'memry', did you mean 'memory'"):
+        read_parameters(tmp_path / "quick.yaml", "memry")
+
+
+# Copies and stored outputs ---------------------------------------------------------------------------------------
+
+
+def test_running_a_notebook_does_not_change_its_source() -> None:
+    before = notebook("1 + 1")
+    after = nbformat.reads(nbformat.writes(before), as_version=4)
+    after.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=7)]
+    after.cells[1].execution_count = 7
+    after.cells[1].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
+    after.metadata["language_info"] = {"name": "python", "version": "3.11.9"}
+    assert source_only(after) == source_only(before)
+    after.cells[1].source += " "
+    assert source_only(after) != source_only(before)
+
+
+def test_what_varies_is_taken_out() -> None:
+    made = notebook("1")
+    bar = nbformat.v4.new_output("stream", name="stderr", text="\r 10%\r100%")
+    words = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a", "b")]
+    made.cells[1].outputs = [words[0], bar, words[1]]
+    made.metadata["papermill"] = {"duration": 3.2}
+    made.cells[1].metadata = nbformat.from_dict({"papermill": {"duration": 1.0}, "execution": {}})
+    cleaned = clean(made)
+    assert "papermill" not in json.dumps(cleaned)
+    assert [output.text for output in cleaned.cells[1].outputs] == ["ab"]
+    warning = nbformat.v4.new_output("stream", name="stderr", text="a warning\n")
+    made.cells[1].outputs = [warning]
+    assert clean(made).cells[1].outputs == [warning]
+
+
+def test_outputs_are_stored_only_where_the_source_is_the_same() -> None:
+    source = notebook("1")
+    executed = nbformat.reads(nbformat.writes(source), as_version=4)
+    executed.cells[1].execution_count = 2
+    assert refreshed(source, executed).cells[1].execution_count == 2
+    executed.cells[1].source = "2"
+    with pytest.raises(ValueError, match=r"run `dvc repro` first"):
+        refreshed(source, executed)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_notebooks_are_worth_checking(path: Path) -> None:
+    """A notebook without outputs passes nbval without being compared with anything."""
+    stored = nbformat.read(path, as_version=4)
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    checked = [cell for cell in code if "NBVAL_CHECK_OUTPUT" in cell.source]
+    assert checked
+    assert all(cell.outputs for cell in checked)
+    assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    assert path.stat().st_size < 2**20
+    assert max(cell.source.count("\n") + 1 for cell in code) <= 20
+    assert not re.search(r"/(home|root|tmp|work)/", path.read_text(encoding="utf-8"))
+
+
+# dvc.yaml --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stages_depend_on_what_their_notebooks_import(path: Path) -> None:
+    """No module too few, or a change would go unnoticed; none too many, or it would run for nothing."""
+    listed = {dep for dep in STAGES[section(path)]["deps"] if dep.startswith("lib/") and not dep.endswith(".yaml")}
+    needed = {str(module.relative_to(ROOT)) for module in imported_modules(path)}
+    covered = {
+        module: {dep for dep in listed if module == dep or module.startswith(f"{dep}/")} for module in needed
+    }
+    assert [module for module, deps in covered.items() if not deps] == []
+    assert listed - set().union(*covered.values()) == set()
+
+
+def test_every_notebook_has_a_stage_and_a_copy() -> None:
+    copies = {next(iter(out)) for out in STAGES["sources"]["outs"]}
+    assert copies == {f".nbsrc/{path.name}" for path in NOTEBOOKS}
+    assert set(STAGES) == {"sources", *(section(path) for path in NOTEBOOKS)}
+
+
+def test_previous_results_survive_a_failed_run() -> None:
+    """DVC deletes what is not persistent before a stage runs."""
+    for name, stage in STAGES.items():
+        for kind in ("outs", "metrics", "plots"):
+            for out in stage.get(kind, []):
+                ((path, settings),) = out.items()
+                assert settings["cache"] is False, path
+                assert name == "sources" or settings["persist"] is True, path
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with made-up results that DVC takes for those of its stages."""
+    folder = tmp_path_factory.mktemp("clone")
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    listed = files.stdout.splitlines() if files.returncode == 0 else []
+    for name in listed or [
+        str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts
+    ]:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    dvc(folder, "config", "--local", "core.no_scm", "true")
+    dvc(folder, "repro", "sources")
+    for name, stage in STAGES.items():
+        for out in (next(iter(o)) for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])):
+            path = folder / out.replace("${item.profile}", "quick")
+            if name != "sources":
+                (path if not path.suffix else path.parent).mkdir(parents=True, exist_ok=True)
+                (path / "weights" if not path.suffix else path).write_text("{}")
+    dvc(folder, "commit", "--force")
+    return folder
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def changed(folder: Path) -> set[str]:
+    """The stages that `dvc repro` would run, apart from the copying of the notebooks."""
+    dvc(folder, "repro", "sources")
+    return set(json.loads(dvc(folder, "status", "--json"))) - {"sources"}
+
+
+@pytest.fixture
+def touched(clone: Path) -> Iterator:
+    """Edit a file of the clone for the time of a test."""
+    kept: dict[Path, str] = {}
+
+    def edit(name: str, change) -> None:
+        path = clone / name
+        kept.setdefault(path, path.read_text(encoding="utf-8"))
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+    yield edit
+    for path, text in kept.items():
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.slow
+class TestWhatRunsAgain:
+    def test_nothing_without_a_change(self, clone: Path) -> None:
+        assert changed(clone) == set()
+
+    def test_nothing_after_running_and_saving_a_notebook(self, clone: Path, touched) -> None:
+        def run(text: str) -> str:
+            ran = nbformat.reads(text, as_version=4)
+            for cell in ran.cells:
+                cell.metadata["collapsed"] = False
+                if cell.cell_type == "code":
+                    cell.execution_count = 99
+                    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="new")]
+            ran.metadata["language_info"]["version"] = "3.11.99"
+            return nbformat.writes(ran, indent=2)
+
+        touched("notebooks/04_mnist.ipynb", run)
+        assert changed(clone) == set()
+
+    def test_one_parameter_touches_one_stage(self, clone: Path, touched) -> None:
+        touched("params/quick.yaml", lambda text: text.replace("epochs: 4", "epochs: 5"))
+        assert changed(clone) == {"mnist@quick"}
+
+    def test_another_profile_touches_nothing(self, clone: Path, touched) -> None:
+        touched("params/paper.yaml", lambda text: text.replace("epochs: 10", "epochs: 11"))
+        assert changed(clone) == set()
+
+    def test_a_changed_cell_touches_its_stage(self, clone: Path, touched) -> None:
+        touched("notebooks/03_memory.ipynb", lambda text: text.replace("use_theme()", "use_theme()  # now"))
+        assert changed(clone) == {"memory@quick"}
+
+    def test_a_module_touches_the_stages_that_use_it(self, clone: Path, touched) -> None:
+        touched("lib/neural_ode/training/loop.py", lambda text: text + "\n")
+        assert changed(clone) == {"mnist@quick"}
+        touched("lib/neural_ode/measure/memory.py", lambda text: text + "\n")
+        assert changed(clone) == {"mnist@quick", "memory@quick"}
+
+    def test_a_claim_touches_the_stages_that_decide_it(self, clone: Path, touched) -> None:
+        touched("lib/neural_ode/claims.yaml", lambda text: text.replace("R² > 0.99", "R² over 0.99"))
+        assert changed(clone) == {"memory@quick", "scoreboard@quick"}
+
+    def test_a_second_profile_leaves_the_first_alone(self, clone: Path, touched) -> None:
+        touched("params.yaml", lambda text: text.replace("[quick]", "[quick, paper]"))
+        assert changed(clone) == {"memory@paper", "mnist@paper", "scoreboard@paper"}
+
+
+# The runner ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one notebook, 07_toy, which writes a figure and fails if its value is 0."""
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "quick.yaml").write_text("toy: {value: 2}\n")
+    made = notebook(
+        "from neural_ode.workspace import Workspace\n"
+        "work = Workspace.open('07_toy', profile)\n"
+        "work.checkpoints.mkdir(parents=True, exist_ok=True)\n"
+        "resumed = (work.checkpoints / 'half').exists()\n"
+        "(work.checkpoints / 'half').touch()\n"
+        "print('value', value, 'resumed', resumed)",
+        "work.write_metrics({'value': value, 'resumed': resumed})",
+        "work.write_claims({'inverse': 1 / value})",
+    )
+    nbformat.write(made, tmp_path / "07_toy.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(OUTPUT_VARIABLE, "")  # the runner sets it; pytest takes it back
+    return tmp_path
+
+
+def metrics(project: Path) -> dict:
+    return json.loads((project / "figures" / "quick" / "07_toy.json").read_text())
+
+
+def test_the_runner_publishes_results(project: Path) -> None:
+    assert runner.main(["07_toy.ipynb"]) == 0
+    assert metrics(project) == {"value": 2, "resumed": False}
+    executed = (project / "figures" / "quick" / "07_toy.ipynb").read_text()
+    assert "value 2 resumed False" in executed
+    assert "injected-parameters" in executed
+    assert not (project / ".staging" / "quick" / "07_toy").exists()
+    assert runner.main(["07_toy.ipynb"]) == 0
+    assert (project / "figures" / "quick" / "07_toy.ipynb").read_text() == executed  # byte for byte
+
+
+def test_a_failing_cell_loses_nothing(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert runner.main(["07_toy.ipynb"]) == 0
+    before = {p: p.read_bytes() for p in (project / "figures" / "quick").iterdir()}
+    (project / "params" / "quick.yaml").write_text("toy: {value: 0}\n")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    printed = capfd.readouterr().err
+    assert "ZeroDivisionError" in printed
+    assert "figures/quick/07_toy.failed.ipynb" in printed
+    assert {path: path.read_bytes() for path in before} == before
+    failed = project / "figures" / "quick" / "07_toy.failed.ipynb"
+    assert "ZeroDivisionError" in failed.read_text()
+    # The next run resumes from the checkpoints of the failed one, and takes its notebook away.
+    (project / "params" / "quick.yaml").write_text("toy: {value: 4}\n")
+    assert runner.main(["07_toy.ipynb"]) == 0
+    assert metrics(project) == {"value": 4, "resumed": True}
+    assert not failed.exists()
+
+
+@pytest.mark.parametrize("params", ["{vlaue: 3}", "{value: three}", "{value: 1.5}"])
+def test_wrong_parameters_stop_the_runner_before_anything_runs(
+    project: Path, params: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "params" / "quick.yaml").write_text(f"toy: {params}\n")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert "params/quick.yaml, section toy: " in capfd.readouterr().err
+    assert not (project / "figures").exists()
+
+
+def test_a_dead_kernel_is_reported(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = notebook("import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")
+    nbformat.write(made, project / "07_toy.ipynb")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert "its kernel died" in capfd.readouterr().err
+    assert (project / "figures" / "quick" / "07_toy.failed.ipynb").exists()
+
+
+def test_results_that_are_no_longer_made_go_away(project: Path) -> None:
+    assert runner.main(["07_toy.ipynb"]) == 0
+    stale = project / "figures" / "quick" / "07_toy_old.svg"
+    other = project / "figures" / "quick" / "08_other.svg"
+    for path in (stale, other):
+        path.write_text("<svg/>")
+    assert runner.main(["07_toy.ipynb"]) == 0
+    assert not stale.exists()
+    assert other.exists()
+    assert list((project / ".staging" / "quick").iterdir()) == []
