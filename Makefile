@@ -1,0 +1,67 @@
+# make figures   everything that the paper shows, at the quick profile: figures/quick/
+# make test      all checks: lint, types, unit tests, notebooks
+# make lab       JupyterLab
+# make notebooks store fresh outputs in notebooks/
+# make lock      new requirements.lock.txt from the ranges in pyproject.toml
+# make clean     remove everything that a command has made, but not figures/paper and runs/paper
+#
+# Needs python3.11 and, for the first run, the network. Name another interpreter with make PYTHON=...
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A virtual environment or Jupyter configuration of the caller must not leak in.
+unexport PYTHONHOME PYTHONPATH
+
+# The exact versions are known for Linux on x86-64 with Python 3.11; elsewhere the ranges of pyproject.toml decide.
+PLATFORM := $(shell uname -s)-$(shell uname -m)-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+LOCK := requirements.lock.txt
+PINS := $(if $(filter Linux-x86_64-3.11,$(PLATFORM)),-c $(LOCK))
+
+# DVC wants to know when there is no git around it, as in an unpacked archive.
+DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config --local core.no_scm true
+
+.PHONY: figures test lab notebooks lock clean
+
+figures: $(VENV)/notebooks.stamp
+	$(DVC_WITHOUT_GIT)
+	dvc repro
+
+test: $(VENV)/dev.stamp
+	$(DVC_WITHOUT_GIT)
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest tests
+	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg notebooks
+
+lab: $(VENV)/notebooks.stamp
+	jupyter lab notebooks
+
+notebooks: figures
+	python -m neural_ode.pipeline.refresh
+
+lock:
+	rm -rf .lock-venv
+	$(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/pip install --editable '.[notebooks,dev,peers,cluster]'
+	head -n 2 $(LOCK) > $(LOCK).new
+	.lock-venv/bin/pip freeze --exclude-editable >> $(LOCK).new
+	mv $(LOCK).new $(LOCK)
+	rm -rf .lock-venv
+
+clean:
+	rm -rf $(VENV) .lock-venv .nbsrc .staging scratch figures/quick runs/quick data/mnist/MNIST dvc_plots \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis lib/*.egg-info
+	rm -f .dvc/config.local
+
+$(VENV)/notebooks.stamp: EXTRAS := notebooks
+$(VENV)/dev.stamp: EXTRAS := notebooks,dev,peers
+
+$(VENV)/%.stamp: pyproject.toml $(LOCK)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name yours: make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PINS) --editable '.[$(EXTRAS)]'
+	touch $@
