@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from neural_ode.workspace import project_root
+
+# The same examples every time, and no limit on their time, which says more about the machine than about the code.
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)

@@ -78,10 +78,10 @@ def test_conditions_are_what_they_look_like(sign: str, value: float) -> None:
 
 
 def test_verdict_table() -> None:
-    measured = {"estimate": 0.0, "low": -1.0, "high": 1.0, "n": 6, "unit": "MiB"}
-    table = verdict_table({"memory.adjoint_constant": {"bytes kept": measured}}, "quick")
+    measured = {"estimate": 1.4, "low": 1.3, "high": 1.5, "r2": 0.999, "n": 6, "unit": "MiB"}
+    table = verdict_table({"memory.rknet_linear": {"bytes kept": measured}}, "quick")
     assert list(table.columns) == ["claim", "paper", "here", "holds?"]
-    assert table.loc["memory.adjoint_constant", "here"] == "bytes kept: 0 [-1, 1] MiB (n = 6)"
-    assert table.loc["memory.adjoint_constant", "holds?"] == "holds"
-    with pytest.raises(UnknownNameError, match=r"did you mean 'memory\.adjoint_constant'"):
-        verdict_table({"memory.adjoint_const": {}}, "quick")
+    assert table.loc["memory.rknet_linear", "here"] == "bytes kept: 1.4 [1.3, 1.5] MiB (n = 6)"
+    assert table.loc["memory.rknet_linear", "holds?"] == "holds"
+    with pytest.raises(UnknownNameError, match=r"did you mean 'memory\.rknet_linear'"):
+        verdict_table({"memory.rknet_linea": {}}, "quick")

@@ -14,8 +14,10 @@ __all__ = ["show_source", "show_table"]
 def show_table(table: pd.DataFrame, digits: int = 3) -> HTML:
     """The whole table, no text cut short, numbers with `digits` significant digits."""
     with pd.option_context("display.max_colwidth", None):
-        html = table.to_html(float_format=lambda x: f"{x:.{digits}g}", na_rep="–", justify="left", border=0)
-    return HTML(html)
+        html = table.rename_axis(index=[None] * table.index.nlevels).to_html(
+            float_format=lambda x: f"{x:.{digits}g}", na_rep="–", justify="left", border=0
+        )
+    return HTML(html.replace("<td>", '<td style="text-align: left">'))
 
 
 def show_source(function: Callable[..., Any]) -> Markdown:

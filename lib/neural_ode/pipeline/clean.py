@@ -19,22 +19,28 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         if "injected-parameters" in tags:
             cell.id = "injected-parameters"
         if cell.cell_type == "code":
-            cell.outputs = _merge_streams([output for output in cell.outputs if not _is_progress(output)])
+            cell.outputs = [output for output in _merge_streams(cell.outputs) if _without_progress(output)]
     nbformat.validate(notebook)
     return notebook
 
 
-def _is_progress(output: NotebookNode) -> bool:
-    """Progress bars go to stderr and redraw themselves with carriage returns."""
-    return output.output_type == "stream" and output.name == "stderr" and "\r" in output.text
+def _without_progress(output: NotebookNode) -> bool:
+    """Remove lines of progress bars, which redraw themselves with carriage returns; False if nothing is left."""
+    if output.output_type == "stream" and output.name == "stderr":
+        output.text = "\n".join(line for line in output.text.split("\n") if "\r" not in line)
+        return bool(output.text.strip())
+    return True
 
 
 def _merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """How a stream is cut into pieces is chance: join neighbours."""
+    """How a stream is cut into pieces is chance: join what goes to the same one."""
     merged: list[NotebookNode] = []
+    streams: dict[str, NotebookNode] = {}
     for output in outputs:
-        if output.output_type == "stream" and merged and merged[-1].get("name") == output.name:
-            merged[-1].text += output.text
+        if output.output_type == "stream" and output.name in streams:
+            streams[output.name].text += output.text
         else:
             merged.append(output)
+            if output.output_type == "stream":
+                streams[output.name] = output
     return merged
