@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A virtual environment or Jupyter configuration of the caller must not leak in.
-unexport PYTHONHOME PYTHONPATH
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV JUPYTER_PATH JUPYTER_CONFIG_DIR JUPYTER_CONFIG_PATH IPYTHONDIR
 
 # The exact versions are known for Linux on x86-64 with Python 3.11; elsewhere the ranges of pyproject.toml decide.
 PLATFORM := $(shell uname -s)-$(shell uname -m)-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)

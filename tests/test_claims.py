@@ -61,6 +61,8 @@ def test_a_claim_waits_for_its_scale() -> None:
     ways = {"a": {"estimate": 1.0}}
     assert decide(claim("paper", estimate="> 0"), ways, "quick") is Verdict.UNTESTED
     assert decide(claim("paper", estimate="> 0"), ways, "paper") is Verdict.HOLDS
+    assert decide(claim("paper", estimate="> 0"), ways, "medium") is Verdict.UNTESTED
+    assert decide(claim(estimate="> 0"), ways, "medium") is Verdict.HOLDS
     assert decide(claim(estimate="> 0"), {}, "paper") is Verdict.UNTESTED
 
 

@@ -8,7 +8,16 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from neural_ode import METHODS, Backsolve, InvalidArgumentError, Statistics, odeint, odeint_adjoint, solve
+from neural_ode import (
+    METHODS,
+    Backsolve,
+    InvalidArgumentError,
+    Statistics,
+    StepSizeUnderflowError,
+    odeint,
+    odeint_adjoint,
+    solve,
+)
 
 GRADIENTS = ["direct", "backsolve"]
 
@@ -277,6 +286,78 @@ def test_second_derivatives_of_direct() -> None:
     f, _, _, _ = problem()
     y0 = torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda y: solve(f, y, [0.0, 0.5], method="rk4", step_size=0.25).y, y0)
+
+
+def test_backward_solve_without_absolute_tolerance() -> None:
+    """The parameters' gradient starts at zero, where a relative tolerance alone allows no error."""
+    f = Linear(-0.8)
+    y0 = torch.ones(1, dtype=torch.float64)
+    y = solve(f, y0, [0.0, 1.0], rtol=1e-6, atol=1e-12, gradient=Backsolve(rtol=1e-6, atol=0.0)).y
+    with pytest.raises(StepSizeUnderflowError, match="atol"):
+        y[-1].sum().backward()
+
+
+def test_a_backward_method_of_its_own_does_not_inherit_the_step() -> None:
+    f = Linear(-0.8)
+    errors = []
+    for tolerance in (1e-2, 1e-9):
+        back = Backsolve(method="dopri5", rtol=tolerance, atol=tolerance)
+        solution = solve(f, torch.ones(1).double(), [0.0, 5.0], method="rk4", step_size=0.01, gradient=back)
+        f.rate.grad = None
+        solution.y[-1].sum().backward()
+        assert f.rate.grad is not None
+        errors.append(abs(f.rate.grad.item() - 5 * math.exp(-4)))
+    assert errors[1] < 1e-7 < errors[0]
+
+
+def test_max_steps_counts_each_solve_by_itself() -> None:
+    f = Linear(-0.8)
+    times = torch.linspace(0, 10, 101)
+    solution = solve(f, torch.ones(1).double(), times, rtol=1e-6, atol=1e-6, max_steps=60, gradient="backsolve")
+    solution.y.sum().backward()
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.accepted >= 100
+
+
+def test_backward_solve_keeps_autocast() -> None:
+    f = nn.Linear(8, 8)
+    seen = []
+
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = f
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return torch.tanh(self.f(y)).float()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        y = solve(Field(), torch.rand(4, 8), [0.0, 1.0], rtol=1e-2, atol=1e-2, gradient="backsolve").y
+    seen.clear()
+    y.sum().backward()
+    assert all(seen)
+    assert seen
+
+
+def test_parameters_of_another_dtype() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return self.scale * torch.tanh(self.linear(y))
+
+    f, y0 = Scaled(), torch.rand(2, 3)
+    found = []
+    for gradient in GRADIENTS:
+        loss = solve(f, y0, [0.0, 1.0], rtol=1e-5, atol=1e-6, gradient=gradient).y[-1].sum()
+        found.append(torch.autograd.grad(loss, list(f.parameters())))
+    assert [g.dtype for g in found[1]] == [p.dtype for p in f.parameters()]
+    for direct, adjoint in zip(*found, strict=True):
+        torch.testing.assert_close(adjoint, direct, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("field", ["rtol", "atol", "step_size"])

@@ -91,6 +91,33 @@ def test_adjoint_settings_reach_the_backward_solve() -> None:
     assert backward_calls(adjoint_method="rk4", adjoint_options={"step_size": 0.01}) == 400
 
 
+def test_norms_of_the_adjoint() -> None:
+    """A norm gets the parts in torchdiffeq's order, and the seminorm leaves out the parameters."""
+    f = Field()
+    y0 = Y0.clone().requires_grad_()
+    shapes = []
+
+    def norm(parts: tuple[Tensor, ...]) -> Tensor:
+        shapes.append([tuple(part.shape) for part in parts])
+        return torch.maximum(parts[1].abs().max(), parts[2].abs().max())
+
+    def gradient(ode, norm) -> Tensor:
+        y = ode(f, y0, T, rtol=1e-8, atol=1e-8, adjoint_options={"norm": norm})
+        return torch.autograd.grad(y.sum(), f.linear.weight)[0]
+
+    torch.testing.assert_close(gradient(odeint_adjoint, norm), gradient(torchdiffeq.odeint_adjoint, norm))
+    assert {tuple(seen) for seen in shapes} == {((), (1, 2), (1, 2), (2, 2), (2,))}
+    ours, theirs = gradient(odeint_adjoint, "seminorm"), gradient(torchdiffeq.odeint_adjoint, "seminorm")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    with pytest.raises(InvalidArgumentError, match="'seminorm', got 'semi'"):
+        gradient(odeint_adjoint, "semi")
+
+
+def test_dynamics_may_return_a_list() -> None:
+    y = odeint(lambda t, y: [-y[0], y[1]], (torch.ones(3), torch.ones(2)), T)
+    assert [part.shape for part in y] == [(5, 3), (5, 2)]
+
+
 def test_adjoint_needs_parameters() -> None:
     with pytest.raises(InvalidArgumentError, match="adjoint_params"):
         odeint_adjoint(lambda t, y: -y, Y0, T)

@@ -275,6 +275,42 @@ def test_scale_of_the_problem_does_not_matter() -> None:
         assert solution.stats.accepted < 40
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_state_of_zero_without_absolute_tolerance(dtype: torch.dtype) -> None:
+    """The tolerated error is zero at the start; the solve gets past it or gives up, but does not go on for ever."""
+    y0 = torch.zeros(1, dtype=dtype)
+    stays = solve(lambda t, y: y * 0, y0, [0.0, 1.0], rtol=1e-3, atol=0.0)
+    assert stays.y[-1].item() == 0
+    try:
+        grows = solve(lambda t, y: y * 0 + 1, y0, [0.0, 1.0], rtol=1e-2, atol=0.0, max_steps=5000)
+    except SolverError:
+        return
+    assert grows.y[-1].item() == pytest.approx(1, rel=1e-2)
+
+
+def test_numbers_may_be_tensors() -> None:
+    y0 = torch.ones(1, dtype=torch.float64)
+    plain = solve(driven, y0, [0.0, 1.0], rtol=1e-6, atol=1e-8, first_step=0.01)
+    tensors = {
+        "rtol": torch.tensor(1e-6).double(),
+        "atol": np.float64(1e-8),
+        "first_step": torch.tensor(0.01).double(),
+    }
+    solution = solve(driven, y0, [0.0, 1.0], **tensors)
+    assert solution.stats.step_sizes[0] == pytest.approx(0.01)
+    torch.testing.assert_close(solution.y, plain.y, rtol=1e-12, atol=1e-12)
+    assert all(isinstance(h, float) for h in solution.stats.step_sizes)
+
+
+def test_dense_output_reaches_both_ends() -> None:
+    rng = np.random.default_rng(0)
+    for start, end in rng.normal(size=(100, 2)):
+        solution = solve(lambda t, y: -y, torch.ones(1).double(), [start, end], rtol=1e-4, atol=1e-4, dense=True)
+        assert solution.dense is not None
+        torch.testing.assert_close(solution.dense(end), solution.y[-1])
+        torch.testing.assert_close(solution.dense(start), solution.y[0])
+
+
 def test_a_given_first_step_is_taken() -> None:
     solution = solve(driven, torch.ones(1), [0.0, 1.0], first_step=1e-3)
     assert solution.stats.step_sizes[0] == 1e-3
@@ -340,6 +376,8 @@ GOOD = {"f": driven, "y0": torch.ones(2), "t": [0.0, 1.0]}
         ({"rtol": -1.0}, InvalidArgumentError, "rtol"),
         ({"atol": math.nan}, InvalidArgumentError, "atol"),
         ({"rtol": "1e-3"}, InvalidArgumentError, "rtol"),
+        ({"rtol": torch.ones(2)}, InvalidArgumentError, "rtol"),
+        ({"max_steps": "many"}, InvalidArgumentError, "max_steps"),
         ({"rtol": 0, "atol": 0}, InvalidArgumentError, "both be zero"),
         ({"first_step": 0.0}, InvalidArgumentError, "first_step"),
         ({"step_size": -0.1}, InvalidArgumentError, "step_size"),

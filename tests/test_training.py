@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from neural_ode import NonFiniteError
+from neural_ode import NeuralODEWarning, NonFiniteError
 from neural_ode.data.mnist import Mnist, Split
 from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from neural_ode.training.loop import Fit, fit, history_csv
@@ -146,6 +146,19 @@ def test_checkpoints_replace_each_other_whole(tmp_path: Path) -> None:
     assert loaded is not None
     assert torch.equal(loaded["model"]["a"], torch.zeros(3))
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", "half", "other"])
+def test_a_damaged_checkpoint_counts_as_none(damage, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    expected = fit(regression(), path)
+    if damage == "other":
+        torch.save([1, 2], path)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
+    with pytest.warns(NeuralODEWarning, match=r"run\.pt is damaged .*: training starts anew"):
+        assert without_time(fit(regression(), path)) == without_time(expected)
 
 
 def test_a_diverging_run_says_so() -> None:

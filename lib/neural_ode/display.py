@@ -17,7 +17,9 @@ def show_table(table: pd.DataFrame, digits: int = 3) -> HTML:
         html = table.rename_axis(index=[None] * table.index.nlevels).to_html(
             float_format=lambda x: f"{x:.{digits}g}", na_rep="–", justify="left", border=0
         )
-    return HTML(html.replace("<td>", '<td style="text-align: left">'))
+    for tag in ("td", "th"):
+        html = html.replace(f"<{tag}>", f'<{tag} style="text-align: left">')
+    return HTML(html)
 
 
 def show_source(function: Callable[..., Any]) -> Markdown:

@@ -4,7 +4,9 @@ Every message names the argument, the value it had, and a way out.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "InvalidArgumentError",
@@ -15,6 +17,7 @@ __all__ = [
     "SolverError",
     "StepSizeUnderflowError",
     "UnknownNameError",
+    "finite_number",
     "nearest",
 ]
 
@@ -64,3 +67,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`", did you mean 'dopri5'?"`, or an empty string where nothing known comes close."""
     match = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {match[0]!r}?" if match else ""
+
+
+def finite_number(name: str, value: Any) -> float:
+    """A number, a NumPy scalar or a tensor of one element as a Python float.
+
+    Raises:
+        InvalidArgumentError: it is none of these, or not finite.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidArgumentError(f"{name} must be a finite number, got {value!r}")
+    return number

@@ -24,6 +24,8 @@ def replacing(target: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp gives 0600
+        with temporary.open("rb") as written:  # on the disk before it takes the name, whatever happens to the power
+            os.fsync(written.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -136,21 +136,23 @@ def _adaptive(
 
     outputs = [y[None]]
     done = 1
+    steps = 0
     err = 0.0
     planned = h
     while done < len(clock.times):
-        if stats.accepted + stats.rejected >= scheme.max_steps:
+        if steps == scheme.max_steps:
             raise MaxStepsError(
                 f"{scheme.max_steps} steps were not enough to go from t = {clock.times[0]} to {end}: reached "
                 f"t = {now}; allow more with max_steps, loosen rtol and atol, or use a method for stiff problems"
             )
+        steps += 1
         planned = h
         # A last step that would leave a sliver is stretched over it; one that would overshoot is cut.
         reaches_end = (now + 1.01 * h - end) * clock.direction >= 0
         if reaches_end:
             h = end - now
         after = end if reaches_end else now + h
-        if after == now:
+        if not abs(after - now) > 0:  # also when it is NaN
             _give_up(now, h, err)
         step = method.step(f, clock.tensor(now), y, h, carry)
         stats.nfe += step.nfe

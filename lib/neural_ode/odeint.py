@@ -10,7 +10,7 @@ from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
 from neural_ode.gradients import Backsolve
 from neural_ode.methods import get_method
 from neural_ode.solve import solve
-from neural_ode.state import State
+from neural_ode.state import State, max_rms_norm
 from neural_ode.step_size import IntegralController
 
 __all__ = ["odeint", "odeint_adjoint"]
@@ -31,8 +31,9 @@ def odeint(
 ) -> State:
     """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and differentiate through the steps.
 
-    Takes what torchdiffeq's `odeint` takes, and means the same. `solve` does the work and has the longer
-    documentation.
+    The arguments are those of torchdiffeq's `odeint`, and mean the same. Not taken yet: events, complex states,
+    a tolerance for each part of a state, and the options that are not named below. `solve` does the work and has
+    the longer documentation.
 
     Args:
         func: the dynamics.
@@ -72,7 +73,9 @@ def odeint_adjoint(
         func, y0, t, rtol, atol, method, options: see `odeint`. `func` must be a module unless `adjoint_params`
             is given.
         adjoint_rtol, adjoint_atol, adjoint_method: of the backward solve; those of the forward solve if left out.
-        adjoint_options: `step_size` and `norm` of the backward solve; others warn and have no effect.
+        adjoint_options: `step_size` and `norm` of the backward solve; others warn and have no effect. A norm gets
+            the tuple `(0, y, a, *∂L/∂θ)`, its first entry in the place of `∂L/∂t`, which is no part of the system
+            here; `"seminorm"` leaves out the parameters (Kidger et al. 2021).
         adjoint_params: tensors that get gradients besides `y0` and `t`; the parameters of `func` if left out.
 
     Raises:
@@ -88,7 +91,7 @@ def odeint_adjoint(
         rtol=adjoint_rtol,
         atol=adjoint_atol,
         step_size=backward_options.pop("step_size", None),
-        norm=backward_options.pop("norm", None),
+        norm=_adjoint_norm(backward_options.pop("norm", None)),
     )
     for name in backward_options:
         warnings.warn(f"adjoint option {name!r} has no effect", NeuralODEWarning, stacklevel=2)
@@ -103,6 +106,17 @@ def odeint_adjoint(
         params=adjoint_params,
         **_keywords(method, options),
     ).y
+
+
+def _adjoint_norm(norm: Any) -> Callable[[tuple[Tensor, ...]], Tensor] | None:
+    """The norm of torchdiffeq's adjoint as one of `Backsolve`."""
+    if norm is None:
+        return None
+    if norm == "seminorm":
+        return lambda parts: max_rms_norm(list(parts[:2]))
+    if not callable(norm):
+        raise InvalidArgumentError(f"norm must be a function or 'seminorm', got {norm!r}")
+    return lambda parts: norm((parts[0].new_zeros(()), *parts))
 
 
 def _tensor(t: Tensor) -> Tensor:

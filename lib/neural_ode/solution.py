@@ -50,11 +50,13 @@ class DenseOutput:
     Attributes:
         method: the method that made the steps.
         segments: the accepted steps in the order they were made.
+        end: the time where the solve ended.
         structure: how a tuple state was packed, `None` for a tensor.
     """
 
     method: ExplicitRungeKutta
     segments: list[Segment]
+    end: float
     structure: TupleState | None = None
 
     def __call__(self, t: Tensor | float) -> State:
@@ -64,12 +66,11 @@ class DenseOutput:
             InvalidArgumentError: `t` lies outside the interval.
         """
         time = float(t)
-        first, last = self.segments[0], self.segments[-1]
+        first = self.segments[0]
         direction = 1.0 if first.h > 0 else -1.0
-        end = last.t + last.h
-        if not direction * first.t <= direction * time <= direction * end:
+        if not direction * first.t <= direction * time <= direction * self.end:
             raise InvalidArgumentError(
-                f"t = {time} lies outside the interval of the solve, {first.t} to {end}; "
+                f"t = {time} lies outside the interval of the solve, {first.t} to {self.end}; "
                 "solve over a longer interval to evaluate there"
             )
         starts = [direction * segment.t for segment in self.segments]

@@ -1,13 +1,12 @@
 """`solve`: the entry point of the library."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.gradients import Backsolve, Direct, Gradient, get_gradient
 from neural_ode.integrate import Scheme, integrate
 from neural_ode.methods import ExplicitRungeKutta, get_method
@@ -80,19 +79,23 @@ def solve(
     times = _times(t)
     chosen_method = get_method(method)
     chosen_gradient = get_gradient(gradient)
-    _check_numbers(rtol, atol, first_step, max_steps, step_size)
+    rtol, atol = _tolerance("rtol", rtol), _tolerance("atol", atol)
+    if rtol == 0 and atol == 0:
+        raise InvalidArgumentError("rtol and atol must not both be zero")
+    if finite_number("max_steps", max_steps) < 1:
+        raise InvalidArgumentError(f"max_steps must be at least 1, got {max_steps!r}")
     if interpolation not in ("linear", "cubic"):
         raise InvalidArgumentError(f"interpolation must be 'linear' or 'cubic', got {interpolation!r}")
     dynamics: Dynamics = f if structure is None else _packed_dynamics(f, structure)
     scheme = Scheme(
         method=chosen_method,
-        rtol=float(rtol),
-        atol=float(atol),
+        rtol=rtol,
+        atol=atol,
         controller=controller or IntegralController(),
         norm=_packed_norm(norm, structure),
-        first_step=first_step,
-        max_steps=max_steps,
-        step_size=step_size,
+        first_step=_length("first_step", first_step),
+        max_steps=int(max_steps),
+        step_size=_length("step_size", step_size),
         interpolation=interpolation,
     )
     stats = Statistics()
@@ -105,7 +108,7 @@ def solve(
         segments: list[Segment] = []
         with torch.no_grad():
             y = integrate(dynamics, packed, times, scheme, stats, segments.append).y
-        output = DenseOutput(chosen_method, segments, structure)
+        output = DenseOutput(chosen_method, segments, times[-1].item(), structure)
     else:
         y = chosen_gradient(dynamics, packed, times, scheme, stats, _params(f, chosen_gradient, params))
     values = y if structure is None else structure.unpack(y)
@@ -135,13 +138,14 @@ def _pack(y0: State) -> tuple[TupleState | None, Tensor]:
 def _packed_dynamics(f: Callable[[Tensor, Any], Any], structure: TupleState) -> Dynamics:
     def dynamics(t: Tensor, y: Tensor) -> Tensor:
         parts = f(t, structure.unpack(y))
-        shapes = tuple(getattr(part, "shape", None) for part in parts) if isinstance(parts, tuple) else None
+        sequence = isinstance(parts, tuple | list)
+        shapes = tuple(getattr(part, "shape", None) for part in parts) if sequence else None
         if shapes != structure.shapes:
             raise InvalidArgumentError(
                 f"f(t, y) must return a tuple of tensors with the shapes of y0, {_show(structure.shapes)}; "
                 f"got {type(parts).__name__ if shapes is None else _show(shapes)}"
             )
-        return structure.pack(parts)
+        return structure.pack(tuple(parts))
 
     return dynamics
 
@@ -174,19 +178,20 @@ def _times(t: Tensor | Iterable[float]) -> Tensor:
     return t.to("cpu", torch.float64)
 
 
-def _check_numbers(
-    rtol: float, atol: float, first_step: float | None, max_steps: int, step_size: float | None
-) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-            raise InvalidArgumentError(f"{name} must be a finite number, zero or more, got {value!r}")
-    if rtol == 0 and atol == 0:
-        raise InvalidArgumentError("rtol and atol must not both be zero")
-    for name, length in (("first_step", first_step), ("step_size", step_size)):
-        if length is not None and not (math.isfinite(length) and length > 0):
-            raise InvalidArgumentError(f"{name} must be a positive number, got {length!r}")
-    if max_steps < 1:
-        raise InvalidArgumentError(f"max_steps must be at least 1, got {max_steps!r}")
+def _tolerance(name: str, value: Any) -> float:
+    number = finite_number(name, value)
+    if number < 0:
+        raise InvalidArgumentError(f"{name} must be zero or more, got {value!r}")
+    return number
+
+
+def _length(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = finite_number(name, value)
+    if number <= 0:
+        raise InvalidArgumentError(f"{name} must be a positive number, got {value!r}")
+    return number
 
 
 def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> tuple[Tensor, ...]:

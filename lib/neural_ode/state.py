@@ -43,8 +43,8 @@ class TupleState:
         return [shape.numel() for shape in self.shapes]
 
     def pack(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Tensors of `shapes` to one vector."""
-        return torch.cat([part.reshape(-1) for part in parts])
+        """Tensors of `shapes` to one vector, in the dtype of the first."""
+        return torch.cat([part.reshape(-1).to(parts[0].dtype) for part in parts])
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         """A tensor whose last dimension is packed, to tensors of shape (*leading, *shape)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.state import Dynamics, Norm
 
 __all__ = ["IntegralController", "error_ratio", "initial_step"]
@@ -32,11 +32,13 @@ class IntegralController:
     dfactor: float = 0.2
 
     def __post_init__(self) -> None:
+        for name in ("safety", "ifactor", "dfactor"):
+            object.__setattr__(self, name, finite_number(name, getattr(self, name)))
         if not 0 < self.safety <= 1:
             raise InvalidArgumentError(f"safety must lie in (0, 1], got {self.safety!r}")
-        if not 0 < self.dfactor < 1 < self.ifactor:
+        if not 0 < self.dfactor < 1 <= self.ifactor:
             raise InvalidArgumentError(
-                f"dfactor must lie in (0, 1) and ifactor above 1, got {self.dfactor!r} and {self.ifactor!r}"
+                f"dfactor must lie in (0, 1) and ifactor be at least 1, got {self.dfactor!r} and {self.ifactor!r}"
             )
 
     def factor(self, err: float, order: int) -> float:
@@ -52,8 +54,12 @@ class IntegralController:
 def error_ratio(error: Tensor, y0: Tensor, y1: Tensor, rtol: float, atol: float, norm: Norm) -> float:
     """The local error over `atol + rtol · max(|y0|, |y1|)`, in the given norm (HNW, equation II.4.11)."""
     with torch.no_grad():
-        scale = torch.maximum(y0.abs(), y1.abs()).mul_(rtol).add_(atol)
-        return float(norm(error / scale))
+        return float(norm(error / _scale(torch.maximum(y0.abs(), y1.abs()), rtol, atol)))
+
+
+def _scale(size: Tensor, rtol: float, atol: float) -> Tensor:
+    """The tolerated error; never zero, so that an error of zero is always within it."""
+    return (size * rtol).add_(atol).clamp_min_(torch.finfo(size.dtype).tiny)
 
 
 def initial_step(
@@ -81,10 +87,11 @@ def initial_step(
         norm: the norm of the error control.
     """
     with torch.no_grad():
-        scale = y0.abs().mul_(rtol).add_(atol)
+        scale = _scale(y0.abs(), rtol, atol)
         size_y = norm(y0 / scale).item()
         size_f = norm(f0 / scale).item()
-        h = 1e-6 if size_y < 1e-5 or size_f < 1e-5 else 0.01 * size_y / size_f
+        comparable = 1e-5 <= size_y < math.inf and 1e-5 <= size_f < math.inf
+        h = 0.01 * size_y / size_f if comparable else 1e-6
         h = min(h, abs(span))
         direction = math.copysign(1.0, span)
         t = torch.tensor(t0 + direction * h, dtype=y0.abs().dtype, device=y0.device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.integrate import Scheme, integrate
 from neural_ode.methods import ExplicitRungeKutta, get_method
 from neural_ode.solution import Statistics
@@ -30,7 +30,8 @@ class Backsolve:
     Attributes:
         method: method of the backward solve.
         rtol, atol: its tolerances.
-        step_size: a constant step for the backward solve.
+        step_size: a constant step for the backward solve; that of the forward solve if left out, unless the
+            backward solve has a method of its own.
         norm: norm of the error control; gets the tuple `(z, a, *∂L/∂θ)` of tensors in their own shapes and
             returns a tensor of shape (). The default is the largest root mean square among them.
     """
@@ -43,9 +44,11 @@ class Backsolve:
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "step_size"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 if name != "step_size" else value > 0):
-                raise InvalidArgumentError(f"{name} of the backward solve must be positive, got {value!r}")
+            if getattr(self, name) is not None:
+                number = finite_number(f"{name} of the backward solve", getattr(self, name))
+                if number < 0 or (name == "step_size" and number == 0):
+                    raise InvalidArgumentError(f"{name} of the backward solve must be positive, got {number!r}")
+                object.__setattr__(self, name, number)
 
     def __call__(
         self,
@@ -80,7 +83,7 @@ class Backsolve:
             method=method,
             rtol=forward.rtol if self.rtol is None else self.rtol,
             atol=forward.atol if self.atol is None else self.atol,
-            step_size=forward.step_size if self.step_size is None else self.step_size,
+            step_size=forward.step_size if self.step_size is None and self.method is None else self.step_size,
             norm=packed_norm,
             first_step=None,
         )
@@ -123,6 +126,8 @@ class _Backsolve(torch.autograd.Function):
         with torch.no_grad():
             y = integrate(f, y0, t, scheme, stats).y
         ctx.f, ctx.scheme, ctx.options, ctx.stats = f, scheme, options, stats
+        kind = y0.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         ctx.save_for_backward(y, t, *params)
         return y
 
@@ -137,6 +142,20 @@ class _Backsolve(torch.autograd.Function):
         wanted = ctx.needs_input_grad[6:]
         active = tuple(p for p, needed in zip(params, wanted, strict=True) if needed)
         structure = TupleState((y[0].shape, y[0].shape, *(p.shape for p in active)))
+        kind, dtype, enabled = ctx.autocast
+        with torch.autocast(kind, dtype, enabled):  # f has to be the function that it was in the forward pass
+            return _Backsolve._solve_back(ctx, f, y, t, active, structure, grad_y)
+
+    @staticmethod
+    def _solve_back(
+        ctx: Any,
+        f: Dynamics,
+        y: Tensor,
+        t: Tensor,
+        active: tuple[Tensor, ...],
+        structure: TupleState,
+        grad_y: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         augmented = augmented_dynamics(f, active, structure)
         scheme = ctx.options.scheme(ctx.scheme, structure)
         stats = ctx.stats.backward = Statistics()
@@ -160,12 +179,12 @@ class _Backsolve(torch.autograd.Function):
             grad_t.append(_time_gradient(f, t[0], y[0], -a, stats))
         a = a + grad_y[0]
 
-        found = iter(gradients)
+        found = iter(g.to(p.dtype) for g, p in zip(gradients, active, strict=True))
         return (
             *(None,) * 4,
             a if ctx.needs_input_grad[4] else None,
             torch.stack(grad_t[::-1]) if grad_t else None,
-            *(next(found) if needed else None for needed in wanted),
+            *(next(found) if needed else None for needed in ctx.needs_input_grad[6:]),
         )
 
 

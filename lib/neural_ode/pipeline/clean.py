@@ -1,9 +1,14 @@
 """Take out of an executed notebook what differs from one run to the next."""
 
+import re
+
 import nbformat
 from nbformat import NotebookNode
 
 __all__ = ["clean"]
+
+PROGRESS_BAR = re.compile(r"\r[^\r\n|]*\|[^\r\n|]*\|[^\r\n\]]*(\]|$)")
+"""`label: 10%|###    | 1/10 [00:01<00:09, details]`, drawn over the one before."""
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -25,9 +30,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def _without_progress(output: NotebookNode) -> bool:
-    """Remove lines of progress bars, which redraw themselves with carriage returns; False if nothing is left."""
+    """Remove progress bars, which redraw themselves with carriage returns; False if nothing is left."""
     if output.output_type == "stream" and output.name == "stderr":
-        output.text = "\n".join(line for line in output.text.split("\n") if "\r" not in line)
+        output.text = re.sub(r"\n\s*\n", "\n", PROGRESS_BAR.sub("", output.text).replace("\r", "")).lstrip("\n")
         return bool(output.text.strip())
     return True
 

@@ -1,6 +1,7 @@
 """The parameters of a notebook: what its `parameters` cell declares, and what it may be given."""
 
 import ast
+import contextlib
 import types
 import typing
 from collections.abc import Mapping
@@ -45,9 +46,10 @@ def declared_parameters(notebook: Path) -> dict[str, Declared]:
 def _declaration(statement: ast.stmt) -> tuple[str, Declared]:
     match statement:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
-            # Only the names of TYPES are in reach of eval.
-            kind = eval(ast.unparse(annotation), {"__builtins__": {}}, dict(TYPES))
-            return name, Declared(kind, ast.literal_eval(value))
+            with contextlib.suppress(NameError, ValueError, TypeError):
+                # Only the names of TYPES are in reach of eval.
+                kind = eval(ast.unparse(annotation), {"__builtins__": {}}, dict(TYPES))
+                return name, Declared(kind, ast.literal_eval(value))
     raise ParameterError(f"a parameters cell holds lines `name: type = literal`, got: {ast.unparse(statement)}")
 
 
@@ -55,8 +57,11 @@ def read_parameters(file: Path, section: str) -> dict[str, Any]:
     """The section of a notebook in `params/<profile>.yaml`.
 
     Raises:
-        ParameterError: there is no such section.
+        ParameterError: there is no such file, or no such section in it.
     """
+    if not file.exists():
+        known = [path.stem for path in file.parent.glob("*.yaml")]
+        raise ParameterError(f"no profile {file.stem!r}{nearest(file.stem, known)}: {file} does not exist")
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     if section not in content:
         raise ParameterError(f"{file} has no section {section!r}{nearest(section, content)}")

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from neural_ode.errors import NeuralODEWarning
 from neural_ode.files import replacing
 
 __all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
@@ -41,11 +44,19 @@ def save_checkpoint(path: Path, run: str, content: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
-    """The checkpoint of the run with fingerprint `run`, its random state restored; `None` if there is none."""
+    """The checkpoint of the run with fingerprint `run`, its random state restored; `None` if there is none.
+
+    A damaged file is reported by a warning, and counts as none.
+    """
     if not path.exists():
         return None
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if content["run"] != run:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content["run"] != run:
+            return None
+    except (OSError, EOFError, RuntimeError, TypeError, KeyError, UnpicklingError) as error:
+        what = type(error).__name__
+        warnings.warn(f"{path} is damaged ({what}): training starts anew", NeuralODEWarning, stacklevel=2)
         return None
     torch.set_rng_state(content["random"]["cpu"])
     if "cuda" in content["random"] and torch.cuda.is_available():
