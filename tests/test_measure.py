@@ -15,7 +15,11 @@ from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
 def test_bytes_kept_counts_each_storage_once() -> None:
     x = torch.randn(1000, requires_grad=True)
     assert bytes_kept(lambda: (x.exp() * x.exp()).sum(), [x]) == 2 * 4000  # two results of exp
-    shared = lambda: (lambda y: (y * y).sum())(x.exp())  # noqa: E731
+
+    def shared() -> torch.Tensor:
+        y = x.exp()
+        return (y * y).sum()
+
     assert bytes_kept(shared, [x]) == 4000  # saved by exp and, twice, by the product
     assert bytes_kept(lambda: x.square().sum()) == 4000
     assert bytes_kept(lambda: x.square().sum(), [x]) == 0

@@ -83,19 +83,16 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(stop: int, tmp_path: 
     whole = regression()
     expected = fit(whole)
 
-    class Killed(Exception):  # noqa: N818 - stands for a signal, not an error
-        pass
-
     broken = regression()
     batch = broken.batch
 
     def until(step: int) -> Tensor:
         if step == stop:
-            raise Killed
+            raise KeyboardInterrupt
         return batch(step)
 
     checkpoint = tmp_path / "run.pt"
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         fit(regression(batch=until), checkpoint)
     torch.manual_seed(12345)  # another process has other random numbers
     resumed = regression()

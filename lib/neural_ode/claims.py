@@ -15,7 +15,6 @@ from neural_ode.errors import InvalidArgumentError, UnknownNameError
 
 __all__ = ["Claim", "Measurement", "Verdict", "decide", "load_claims", "verdict_table"]
 
-PROFILES = ("quick", "paper")
 OPERATORS = {
     "<": operator.lt,
     "<=": operator.le,

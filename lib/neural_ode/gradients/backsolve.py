@@ -189,7 +189,7 @@ class _Backsolve(torch.autograd.Function):
 
 
 def _time_gradient(f: Dynamics, t: Tensor, z: Tensor, a: Tensor, stats: Statistics) -> Tensor:
-    """`aᵀ f(z, t)`, equation 52 of the paper's appendix C, as a float64 tensor of shape ()."""
+    """`aᵀ f(z, t)`, the gradient of a time (appendix C of the paper), as a float64 tensor of shape ()."""
     with torch.no_grad():
         slope = f(t.to(z.device, z.abs().dtype), z)
         stats.nfe += 1
