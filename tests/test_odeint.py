@@ -7,6 +7,7 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
+import neural_ode
 from neural_ode import InvalidArgumentError, NeuralODEWarning, UnknownNameError, odeint, odeint_adjoint
 
 Y0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
@@ -22,15 +23,18 @@ class Field(nn.Module):
         return torch.tanh(self.linear(y)) * torch.cos(t)
 
 
-@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
+@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"])
 def test_arguments_and_defaults(name: str) -> None:
-    """Every argument here has the name and the default it has there; events are not there yet."""
-    ours = inspect.signature({"odeint": odeint, "odeint_adjoint": odeint_adjoint}[name]).parameters
+    """Every argument there exists here with the same name and default."""
+    ours = inspect.signature(getattr(neural_ode, name)).parameters
     theirs = inspect.signature(getattr(torchdiffeq, name)).parameters
-    assert set(theirs) - set(ours) == {"event_fn"}
+    # odeint_event hands them on to the solve.
+    assert set(ours) - set(theirs) == (set() if name == "odeint_event" else {"gradient", "compile"})
+    assert not set(theirs) - set(ours)
     for argument, parameter in ours.items():
-        if argument not in ("adjoint_params", "adjoint_options"):  # None here, a sentinel there in some versions
+        if argument in theirs and argument != "odeint_interface":
             assert parameter.default == theirs[argument].default, argument
+            assert parameter.kind == theirs[argument].kind, argument
 
 
 @pytest.mark.parametrize("ode", [odeint, odeint_adjoint])
@@ -131,4 +135,4 @@ def test_misuse() -> None:
     with pytest.raises(InvalidArgumentError, match="t must be a tensor"):
         odeint(Field(), Y0, [0.0, 1.0])
     with pytest.raises(UnknownNameError, match="did you mean 'dopri5'"):
-        odeint(Field(), Y0, T, method="dopri")
+        odeint(Field(), Y0, T, method="dopri55")

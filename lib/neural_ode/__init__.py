@@ -16,15 +16,17 @@ from neural_ode.errors import (
 )
 from neural_ode.gradients import GRADIENTS, Backsolve, Direct
 from neural_ode.methods import METHODS
-from neural_ode.odeint import odeint, odeint_adjoint
+from neural_ode.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
+from neural_ode.scheme import Callbacks
 from neural_ode.solution import DenseOutput, Solution, Statistics
 from neural_ode.solve import solve
-from neural_ode.step_size import IntegralController
+from neural_ode.step_size import IntegralController, PIDController
 
 __all__ = [
     "GRADIENTS",
     "METHODS",
     "Backsolve",
+    "Callbacks",
     "DenseOutput",
     "Direct",
     "IntegralController",
@@ -33,6 +35,7 @@ __all__ = [
     "NeuralODEError",
     "NeuralODEWarning",
     "NonFiniteError",
+    "PIDController",
     "Solution",
     "SolverError",
     "Statistics",
@@ -40,5 +43,7 @@ __all__ = [
     "UnknownNameError",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "solve",
 ]

@@ -6,13 +6,14 @@ Every message names the argument, the value it had, and a way out.
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "InvalidArgumentError",
     "MaxStepsError",
     "NeuralODEError",
     "NeuralODEWarning",
+    "NewtonError",
     "NonFiniteError",
     "SolverError",
     "StepSizeUnderflowError",
@@ -44,7 +45,21 @@ class UnknownNameError(InvalidArgumentError):
 
 
 class SolverError(NeuralODEError, RuntimeError):
-    """A solve could not be finished."""
+    """A solve could not be finished.
+
+    Attributes:
+        t: the time that was reached, `None` if unknown.
+        partial: what was computed so far: from `solve` a `Solution` with the output times that were passed and,
+            at the end, the time that was reached. `None` where nothing was.
+    """
+
+    t: float | None = None
+    partial: Any = None
+
+    def at(self, t: float, partial: Any = None) -> Self:
+        """The same error with the time reached and what was computed so far."""
+        self.t, self.partial = t, partial
+        return self
 
 
 class StepSizeUnderflowError(SolverError):
@@ -57,6 +72,10 @@ class MaxStepsError(SolverError):
 
 class NonFiniteError(SolverError):
     """The dynamics returned NaN or infinity and no smaller step helped."""
+
+
+class NewtonError(SolverError):
+    """Newton's method did not solve the equations of an implicit step."""
 
 
 class NeuralODEWarning(UserWarning):

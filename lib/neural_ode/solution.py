@@ -1,17 +1,18 @@
 """What a solve returns: values, statistics and, where asked for, the dense output."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.state import State, TupleState
+from neural_ode.methods import Method
+from neural_ode.state import State
 
-__all__ = ["DenseOutput", "Segment", "Solution", "Statistics"]
+__all__ = ["DenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
 
 
 @dataclass
@@ -23,6 +24,8 @@ class Statistics:
         accepted: steps that passed the error control, or all steps of a fixed grid.
         rejected: steps that did not pass and were repeated with a smaller step.
         step_sizes: lengths of the accepted steps, negative in reverse time.
+        per_sample: the counters of each sample, where each has its own steps; `nfe` then counts evaluations of
+            the whole batch.
         backward: the same for the backward pass of `backsolve`, filled in when the backward pass has run. Here
             one evaluation of the dynamics includes its vector-Jacobian products.
     """
@@ -31,7 +34,21 @@ class Statistics:
     accepted: int = 0
     rejected: int = 0
     step_sizes: list[float] = field(default_factory=list, repr=False)
+    per_sample: "SampleStatistics | None" = None
     backward: "Statistics | None" = None
+
+
+class SampleStatistics(NamedTuple):
+    """Counters of each sample of a batch, integer tensors of shape (batch,).
+
+    Attributes:
+        nfe: evaluations that the sample needed; those made while it only waited for others are not counted.
+        accepted, rejected: its steps.
+    """
+
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
 
 
 class Segment(NamedTuple):
@@ -40,7 +57,7 @@ class Segment(NamedTuple):
     t: float
     h: float
     y: Tensor
-    stages: tuple[Tensor, ...]
+    dense: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -51,33 +68,44 @@ class DenseOutput:
         method: the method that made the steps.
         segments: the accepted steps in the order they were made.
         end: the time where the solve ended.
-        structure: how a tuple state was packed, `None` for a tensor.
+        restore: turns packed states into the user's structure.
     """
 
-    method: ExplicitRungeKutta
+    method: Method
     segments: list[Segment]
     end: float
-    structure: TupleState | None = None
+    restore: Callable[[Tensor], State]
 
     def __call__(self, t: Tensor | float) -> State:
-        """The state at time `t` inside the interval of the solve, with the state's shape.
+        """The state at times inside the interval of the solve, differentiable as the solve is.
+
+        Args:
+            t: a time, or a tensor of them of any shape, in any order.
+
+        Returns:
+            The states, shape (*t.shape, *state).
 
         Raises:
-            InvalidArgumentError: `t` lies outside the interval.
+            InvalidArgumentError: a time lies outside the interval.
         """
-        time = float(t)
         first = self.segments[0]
+        times = torch.as_tensor(t, dtype=torch.float64).to("cpu")
+        flat = times.reshape(-1)
         direction = 1.0 if first.h > 0 else -1.0
-        if not direction * first.t <= direction * time <= direction * self.end:
-            raise InvalidArgumentError(
-                f"t = {time} lies outside the interval of the solve, {first.t} to {self.end}; "
-                "solve over a longer interval to evaluate there"
-            )
         starts = [direction * segment.t for segment in self.segments]
-        segment = self.segments[bisect_right(starts, direction * time) - 1]
-        theta = torch.tensor([(time - segment.t) / segment.h], dtype=segment.y.abs().dtype, device=segment.y.device)
-        y = self.method.interpolate(segment.y, segment.stages, segment.h, theta)[0]
-        return y if self.structure is None else self.structure.unpack(y)
+        states = []
+        for time in flat:
+            number = time.item()
+            if not direction * first.t <= direction * number <= direction * self.end:
+                raise InvalidArgumentError(
+                    f"t = {number} lies outside the interval of the solve, {first.t} to {self.end}; "
+                    "solve over a longer interval to evaluate there"
+                )
+            segment = self.segments[bisect_right(starts, direction * number) - 1]
+            theta = ((time - segment.t) / segment.h).to(segment.y.device, segment.y.abs().dtype).reshape(1)
+            states.append(self.method.interpolate(segment.y, segment.dense, segment.h, theta)[0])
+        y = torch.stack(states) if states else first.y.new_empty((0, *first.y.shape))
+        return self.restore(y.reshape(times.shape + first.y.shape))
 
 
 @dataclass(frozen=True)
@@ -85,13 +113,16 @@ class Solution:
     """The result of `solve`.
 
     Attributes:
-        t: the output times, shape (n,).
+        t: the output times, shape (n,), or (batch, n) with a step for each sample; after an event the output
+            times before it and its own.
         y: the states there: a tensor of shape (n, *state), or a tuple of such tensors for a tuple state.
         stats: what the solve cost; its `backward` part is filled in by the backward pass.
         dense: the solution as a function of time, or `None` where it was not asked for.
+        event: which number of the event function ended the solve; `None` if none did.
     """
 
     t: Tensor
     y: State
     stats: Statistics
     dense: DenseOutput | None = None
+    event: int | None = None

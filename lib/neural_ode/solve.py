@@ -1,20 +1,25 @@
 """`solve`: the entry point of the library."""
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from neural_ode.errors import InvalidArgumentError, finite_number
-from neural_ode.gradients import Backsolve, Direct, Gradient, get_gradient
-from neural_ode.integrate import Scheme, integrate
-from neural_ode.methods import ExplicitRungeKutta, get_method
+from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
+from neural_ode.events import FixedTimeEvent, follow_event
+from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
+from neural_ode.integrate import integrate
+from neural_ode.methods import BlackBox, Method, get_method
+from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
-from neural_ode.state import Dynamics, Norm, State, TupleState, rms_norm
-from neural_ode.step_size import IntegralController
+from neural_ode.state import State
+from neural_ode.step_size import IntegralController, Tolerance
+from neural_ode.structure import Structure
 
-__all__ = ["solve"]
+__all__ = ["parameters_of", "solve"]
 
 
 def solve(
@@ -22,41 +27,69 @@ def solve(
     y0: State,
     t: Tensor | Iterable[float],
     *,
-    method: str | ExplicitRungeKutta = "dopri5",
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
+    method: str | Method | BlackBox = "dopri5",
+    rtol: float | Tensor | Iterable[float | Tensor] = 1e-7,
+    atol: float | Tensor | Iterable[float | Tensor] = 1e-9,
     gradient: str | Gradient = "direct",
     params: Iterable[Tensor] | None = None,
     controller: IntegralController | None = None,
     norm: Callable[[Any], Tensor] | None = None,
     first_step: float | None = None,
+    min_step: float = 0.0,
+    max_step: float = math.inf,
     max_steps: int = 2**31 - 1,
+    step_t: Tensor | Iterable[float] = (),
+    jump_t: Tensor | Iterable[float] = (),
     step_size: float | None = None,
+    grid: Callable[[Tensor], Tensor] | None = None,
     interpolation: Literal["linear", "cubic"] = "linear",
+    perturb: bool = False,
+    event: Callable[[Tensor, Any], Tensor] | None = None,
+    callbacks: Callbacks | None = None,
     dense: bool = False,
+    batched: bool = False,
+    compile: bool = False,
 ) -> Solution:
     """Solve the initial value problem `dy/dt = f(t, y)`, `y(t[0]) = y0`.
 
     Args:
         f: the dynamics, a function or module. Gets `t` of shape () and the state, returns the state's derivative
             in the same structure, shapes and dtype.
-        y0: a floating-point tensor of any shape, or a tuple of tensors of one dtype and device.
-        t: at least two times, strictly increasing or decreasing, shape (n,). The state at `t[0]` is `y0`.
+        y0: a floating-point or complex tensor of any shape, or a tuple of tensors of one device. The tensors of a
+            tuple are solved in a dtype that can represent all of them. A batch may be empty.
+        t: times, strictly increasing or decreasing, shape (n,). The state at `t[0]` is `y0`; if that is the only
+            time there is nothing to solve. With `batched=True` also of shape (batch, n).
         method: name of a method (`neural_ode.METHODS`) or a method object.
-        rtol, atol: relative and absolute tolerance: the local error of a step may be `atol + rtol · |y|`. Methods
-            without an error estimate do not use them.
+        rtol, atol: relative and absolute tolerance: the local error of a step may be `atol + rtol · |y|`. A number,
+            a tensor that broadcasts to `y0`, or for a tuple one of either for each part. Methods without an error
+            estimate do not use them.
         gradient: how gradients are computed: `"direct"` through the steps; `"backsolve"` by the adjoint method;
-            or an object such as `Backsolve(rtol=1e-4)`.
+            or an object such as `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are none.
         params: for `backsolve`, the tensors besides `y0` and `t` that get gradients; the parameters of `f` if it
             is a module.
         controller: chooses the step sizes; `IntegralController()` by default.
         norm: norm of the error control; gets tensors in the structure of `y0`, returns shape (). The default is
             the root mean square, of a tuple the largest among its parts.
         first_step: length of the first step; by default chosen from the dynamics at the cost of one evaluation.
-        max_steps: how many steps before the solve is given up.
+        min_step: a step that is not longer is accepted whatever its error.
+        max_step: the longest step.
+        max_steps: how many steps from one output time to the next before the solve is given up.
+        step_t: times that steps must end at.
+        jump_t: the same for times where `f` jumps: each step sees the side of the jump that it lies on.
         step_size: take constant steps of this length instead of controlling the error.
-        interpolation: how `euler`, `midpoint` and `rk4` find outputs between the points of a `step_size` grid.
-        dense: keep every step, so that `Solution.dense(t)` gives the state at any time in between (no gradients).
+        grid: take the steps from each point to the next of `grid(t)`, a tensor that starts and ends as `t` does,
+            instead of controlling the error.
+        interpolation: how methods without a continuous extension find outputs between the points of a grid.
+        perturb: on a grid, evaluate `f` at the next representable time inside the step instead of at its ends.
+        event: a function of time and state that returns one or more numbers. The solve ends where one of them
+            changes the sign it has at `t[0]` (at once, where it is zero there); the time and the state there come
+            last in the solution, differentiable as such. Without such a time up to `t[-1]`, which may be infinite,
+            the solve ends as usual.
+        callbacks: functions to call before and after steps.
+        dense: keep every step, so that `Solution.dense(t)` gives the state at any time in between.
+        batched: give every row of `y0` its own steps, error control and statistics. `f` then gets times of shape
+            (batch,). For explicit methods with error control.
+        compile: compile the steps with `torch.compile`. What cannot be compiled runs as it is, with one warning.
 
     Returns:
         The states at `t`, the statistics and, where asked for, the dense output.
@@ -64,7 +97,9 @@ def solve(
     Raises:
         InvalidArgumentError: an argument cannot be used; the message names it.
         UnknownNameError: no such method or gradient.
-        SolverError: the solve cannot be finished: `NonFiniteError`, `StepSizeUnderflowError`, `MaxStepsError`.
+        SolverError: the solve cannot be finished: `NonFiniteError`, `StepSizeUnderflowError`, `MaxStepsError`, or
+            for implicit methods `NewtonError`. Its `partial` is a `Solution` up to the time `error.t` that was
+            reached.
 
     Example:
         >>> import torch
@@ -75,135 +110,146 @@ def solve(
     """
     if not callable(f):
         raise InvalidArgumentError(f"f must be callable as f(t, y), got {type(f).__name__}")
-    structure, packed = _pack(y0)
-    times = _times(t)
+    structure = Structure(y0)
+    times = _times(t, event is not None, structure.y0 if batched else None)
     chosen_method = get_method(method)
     chosen_gradient = get_gradient(gradient)
-    rtol, atol = _tolerance("rtol", rtol), _tolerance("atol", atol)
-    if rtol == 0 and atol == 0:
+    tolerance = Tolerance(
+        structure.tolerance("rtol", rtol), structure.tolerance("atol", atol), structure.packed_norm(norm)
+    )
+    if not isinstance(tolerance.rtol, Tensor) and tolerance.rtol == tolerance.atol == 0:
         raise InvalidArgumentError("rtol and atol must not both be zero")
-    if finite_number("max_steps", max_steps) < 1:
-        raise InvalidArgumentError(f"max_steps must be at least 1, got {max_steps!r}")
-    if interpolation not in ("linear", "cubic"):
-        raise InvalidArgumentError(f"interpolation must be 'linear' or 'cubic', got {interpolation!r}")
-    dynamics: Dynamics = f if structure is None else _packed_dynamics(f, structure)
+    if event is not None and not callable(event):
+        raise InvalidArgumentError(f"event must be callable as event(t, y), got {type(event).__name__}")
     scheme = Scheme(
         method=chosen_method,
-        rtol=rtol,
-        atol=atol,
-        controller=controller or IntegralController(),
-        norm=_packed_norm(norm, structure),
-        first_step=_length("first_step", first_step),
-        max_steps=int(max_steps),
-        step_size=_length("step_size", step_size),
-        interpolation=interpolation,
+        tolerance=tolerance,
+        callbacks=structure.callbacks(callbacks),
+        **stepping(
+            controller=controller,
+            first_step=first_step,
+            min_step=min_step,
+            max_step=max_step,
+            max_steps=max_steps,
+            step_t=step_t,
+            jump_t=jump_t,
+            step_size=step_size,
+            grid=grid,
+            interpolation=interpolation,
+            perturb=perturb,
+        ),
+    )
+    if event is not None and math.isinf(times[-1]) and not scheme.controls_error and scheme.step_size is None:
+        raise InvalidArgumentError(
+            f"{chosen_method.name} needs a step_size to look for an event: without one it takes a single step"
+        )
+    problem = Problem(
+        f=structure.dynamics(f),
+        y0=structure.y0,
+        t=times,
+        params=_params(f, chosen_gradient, params),
+        restore=structure.restore,
+        event=None if event is None else structure.event(event),
+        compile=compile,
     )
     stats = Statistics()
     output: DenseOutput | None = None
-    if dense:
-        if not chosen_method.has_dense_output:
-            raise InvalidArgumentError(f"{chosen_method.name} has no dense output; dopri5 has")
-        if not isinstance(chosen_gradient, Direct):
-            raise InvalidArgumentError("dense=True needs gradient='direct': it keeps the steps")
-        segments: list[Segment] = []
-        with torch.no_grad():
-            y = integrate(dynamics, packed, times, scheme, stats, segments.append).y
-        output = DenseOutput(chosen_method, segments, times[-1].item(), structure)
-    else:
-        y = chosen_gradient(dynamics, packed, times, scheme, stats, _params(f, chosen_gradient, params))
-    values = y if structure is None else structure.unpack(y)
-    return Solution(t if isinstance(t, Tensor) else times, values, stats, output)
+    try:
+        if batched:
+            trajectory = _solve_batched(problem, scheme, stats, chosen_gradient, dense)
+        elif dense:
+            trajectory, output = _solve_dense(problem, scheme, stats, chosen_gradient)
+        else:
+            trajectory = chosen_gradient(problem, scheme, stats)
+    except SolverError as error:
+        if error.partial is not None:
+            reached, states = error.partial
+            error.partial = Solution(reached, structure.restore(states), stats)
+        raise
+    if problem.event is not None and trajectory.event is not None and not isinstance(event, FixedTimeEvent):
+        at, state = follow_event(problem.f, problem.event, trajectory.event, trajectory.t[-1], trajectory.y[-1])
+        trajectory = trajectory._replace(
+            t=torch.cat([trajectory.t[:-1], at[None]]), y=torch.cat([trajectory.y[:-1], state[None]])
+        )
+    shown = t if isinstance(t, Tensor) and trajectory.event is None else trajectory.t
+    return Solution(shown, structure.restore(trajectory.y), stats, output, trajectory.event)
 
 
-def _pack(y0: State) -> tuple[TupleState | None, Tensor]:
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    if not parts:
-        raise InvalidArgumentError("y0 must be a tensor or a tuple of tensors, got an empty tuple")
-    for part in parts:
-        if not isinstance(part, Tensor):
-            raise InvalidArgumentError(f"y0 must be a tensor or a tuple of tensors, got {type(part).__name__}")
-        if not part.is_floating_point():
-            raise InvalidArgumentError(f"y0 must be of a floating-point dtype, got {part.dtype}: use y0.float()")
-        if part.dtype != parts[0].dtype or part.device != parts[0].device:
-            raise InvalidArgumentError(
-                "the tensors of y0 must share dtype and device, got "
-                f"{parts[0].dtype} on {parts[0].device} and {part.dtype} on {part.device}"
-            )
-    if isinstance(y0, Tensor):
-        return None, y0
-    structure = TupleState(tuple(part.shape for part in parts))
-    return structure, structure.pack(parts)
+def _solve_dense(
+    problem: Problem, scheme: Scheme, stats: Statistics, gradient: Gradient
+) -> tuple[Trajectory, DenseOutput]:
+    method = scheme.method
+    if not isinstance(method, Method) or not method.has_dense_output:
+        raise InvalidArgumentError(f"{method.name} has no dense output; dopri5 has")
+    if not isinstance(gradient, Direct):
+        raise InvalidArgumentError("dense=True needs gradient='direct': it keeps the steps")
+    segments: list[Segment] = []
+    problem = replace(problem, t=problem.t.detach())
+    trajectory = integrate(problem.f, problem.y0, problem.t, scheme, stats, segments.append, problem.event)
+    return trajectory, DenseOutput(method, segments, trajectory.t[-1].item(), problem.restore)
 
 
-def _packed_dynamics(f: Callable[[Tensor, Any], Any], structure: TupleState) -> Dynamics:
-    def dynamics(t: Tensor, y: Tensor) -> Tensor:
-        parts = f(t, structure.unpack(y))
-        sequence = isinstance(parts, tuple | list)
-        shapes = tuple(getattr(part, "shape", None) for part in parts) if sequence else None
-        if shapes != structure.shapes:
-            raise InvalidArgumentError(
-                f"f(t, y) must return a tuple of tensors with the shapes of y0, {_show(structure.shapes)}; "
-                f"got {type(parts).__name__ if shapes is None else _show(shapes)}"
-            )
-        return structure.pack(tuple(parts))
-
-    return dynamics
+def _solve_batched(
+    problem: Problem, scheme: Scheme, stats: Statistics, gradient: Gradient, dense: bool
+) -> Trajectory:
+    raise InvalidArgumentError("batched=True is not there yet")
 
 
-def _show(shapes: tuple[Any, ...]) -> str:
-    return ", ".join("no tensor" if shape is None else str(tuple(shape)) for shape in shapes)
-
-
-def _packed_norm(norm: Callable[[Any], Tensor] | None, structure: TupleState | None) -> Norm:
-    if structure is None:
-        return norm or rms_norm
-    if norm is None:
-        return structure.norm
-    return lambda x: norm(structure.unpack(x))
-
-
-def _times(t: Tensor | Iterable[float]) -> Tensor:
-    """The times as float64: steps are counted in float64 whatever the state is."""
+def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:
+    """The times as float64 on the CPU: steps are counted in float64 whatever the state is."""
+    if isinstance(t, str | bytes) or not isinstance(t, Iterable):
+        raise InvalidArgumentError(f"t must be a tensor or a sequence of times, got {type(t).__name__}")
     if not isinstance(t, Tensor):
-        t = torch.tensor([float(x) for x in t], dtype=torch.float64)
+        t = torch.tensor([finite_number("t", x) if not with_event else float(x) for x in t], dtype=torch.float64)
     if not t.is_floating_point():
         raise InvalidArgumentError(f"t must be of a floating-point dtype, got {t.dtype}: use t.double()")
-    if t.dim() != 1 or len(t) < 2:
-        raise InvalidArgumentError(f"t must hold at least two times in one dimension, got shape {tuple(t.shape)}")
-    differences = t.detach().diff()
-    if not torch.isfinite(t.detach()).all():
+    if batch is not None and t.dim() == 2:
+        if len(t) != len(batch):
+            raise InvalidArgumentError(f"t has {len(t)} rows of times for a batch of {len(batch)}")
+    elif t.dim() != 1:
+        raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
+    if t.shape[-1] == 0:
+        raise InvalidArgumentError("t must hold at least one time, got none")
+    values = t.detach().to("cpu", torch.float64)
+    finite = torch.isfinite(values)
+    if with_event:
+        finite[-1] |= torch.isinf(values[-1])
+    if not finite.all():
         raise InvalidArgumentError(f"t must be finite, got {t.tolist()}")
+    differences = values.diff()
     if not ((differences > 0).all() or (differences < 0).all()):
-        raise InvalidArgumentError("t must be strictly increasing or strictly decreasing")
+        raise InvalidArgumentError(f"t must be strictly increasing or strictly decreasing, got {t.tolist()}")
     return t.to("cpu", torch.float64)
-
-
-def _tolerance(name: str, value: Any) -> float:
-    number = finite_number(name, value)
-    if number < 0:
-        raise InvalidArgumentError(f"{name} must be zero or more, got {value!r}")
-    return number
-
-
-def _length(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    number = finite_number(name, value)
-    if number <= 0:
-        raise InvalidArgumentError(f"{name} must be a positive number, got {value!r}")
-    return number
 
 
 def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> tuple[Tensor, ...]:
     if params is not None:
         chosen = tuple(params)
-    elif isinstance(f, nn.Module):
-        chosen = tuple(f.parameters())
-    elif isinstance(gradient, Backsolve):
+        for p in chosen:
+            if not isinstance(p, Tensor):
+                raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
+    elif isinstance(gradient, Backsolve) and not isinstance(f, nn.Module):
         raise InvalidArgumentError(
             "backsolve has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
             "params=() if only y0 and t do"
         )
     else:
-        chosen = ()
+        chosen = parameters_of(f)
     return tuple(p for p in chosen if p.requires_grad)
+
+
+def parameters_of(f: object) -> tuple[Tensor, ...]:
+    """The parameters of a module, none of anything else.
+
+    In a replica made by `nn.DataParallel` they are plain attributes.
+    """
+    if not isinstance(f, nn.Module):
+        return ()
+    if not getattr(f, "_is_replica", False):
+        return tuple(f.parameters())
+    return tuple(
+        value
+        for part in f.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and value.requires_grad
+    )

@@ -3,7 +3,7 @@
 The solvers see a single tensor. A tuple is flattened and concatenated; `TupleState` remembers the shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -42,9 +42,9 @@ class TupleState:
     def sizes(self) -> list[int]:
         return [shape.numel() for shape in self.shapes]
 
-    def pack(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Tensors of `shapes` to one vector, in the dtype of the first."""
-        return torch.cat([part.reshape(-1).to(parts[0].dtype) for part in parts])
+    def pack(self, parts: Sequence[Tensor]) -> Tensor:
+        """Tensors of `shapes` to one vector, in a dtype that can represent all of them."""
+        return torch.cat([part.reshape(-1) for part in parts])
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         """A tensor whose last dimension is packed, to tensors of shape (*leading, *shape)."""

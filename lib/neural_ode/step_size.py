@@ -4,6 +4,7 @@ Hairer, Nørsett & Wanner I, section II.4 (cited as HNW).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.state import Dynamics, Norm
 
-__all__ = ["IntegralController", "error_ratio", "initial_step"]
+__all__ = ["IntegralController", "PIDController", "Tolerance", "initial_step"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,14 @@ class IntegralController:
                 f"dfactor must lie in (0, 1) and ifactor be at least 1, got {self.dfactor!r} and {self.ifactor!r}"
             )
 
-    def factor(self, err: float, order: int) -> float:
-        """By how much to multiply the step, given the error ratio `err` of a method of `order`."""
+    def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
+        """By how much to multiply the step.
+
+        Args:
+            err: error ratio of the step just made.
+            order: the error is proportional to this power of the step.
+            earlier: error ratios of the steps before, the last one first; infinite if it was rejected.
+        """
         if not math.isfinite(err):
             return self.dfactor
         if err == 0:
@@ -51,15 +58,72 @@ class IntegralController:
         return min(self.ifactor, max(lowest, self.safety * math.pow(err, -1 / order)))
 
 
-def error_ratio(error: Tensor, y0: Tensor, y1: Tensor, rtol: float, atol: float, norm: Norm) -> float:
-    """The local error over `atol + rtol · max(|y0|, |y1|)`, in the given norm (HNW, equation II.4.11)."""
-    with torch.no_grad():
-        return float(norm(error / _scale(torch.maximum(y0.abs(), y1.abs()), rtol, atol)))
+@dataclass(frozen=True)
+class PIDController(IntegralController):
+    """Step control that looks at up to three error ratios (Söderlind 2003, *Digital filters in adaptive
+    time-stepping*, equation 31).
+
+    With `ε_n = 1 / err_n` and `q` the order, the step is multiplied by
+
+        safety · ε_n^((kI + kP + kD)/q) · ε_{n-1}^(-(kP + 2 kD)/q) · ε_{n-2}^(kD/q).
+
+    The default is the PI controller PI.3.4 of Gustafsson (HNW II, section IV.2), which is smoother than the
+    integral one where stability limits the step. An accepted step may shrink; one after a rejection does not grow.
+
+    Attributes:
+        kI, kP, kD: integral, proportional and derivative gain.
+    """
+
+    kI: float = 0.3  # noqa: N815 (as in the literature)
+    kP: float = 0.4  # noqa: N815
+    kD: float = 0.0  # noqa: N815
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("kI", "kP", "kD"):
+            object.__setattr__(self, name, finite_number(name, getattr(self, name)))
+        if not self.kI > 0:
+            raise InvalidArgumentError(f"kI must be positive, or the error is not controlled; got {self.kI!r}")
+
+    def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
+        if not math.isfinite(err):
+            return self.dfactor
+        rejected_before = bool(earlier) and not earlier[0] <= 1
+        past = [1.0 if not 0 < e <= 1 else e for e in (*earlier, 1.0, 1.0)[:2]]
+        gains = (self.kI + self.kP + self.kD, -(self.kP + 2 * self.kD), self.kD)
+        if err > 1:  # a rejected step: the error alone decides
+            return min(1.0, max(self.dfactor, self.safety * math.pow(err, -1 / order)))
+        floor = 1e-10  # an error of zero says: as long as allowed
+        product = math.prod(
+            math.pow(max(e, floor), -gain / order) for e, gain in zip((err, *past), gains, strict=True)
+        )
+        return min(1.0 if rejected_before else self.ifactor, max(self.dfactor, self.safety * product))
 
 
-def _scale(size: Tensor, rtol: float, atol: float) -> Tensor:
-    """The tolerated error; never zero, so that an error of zero is always within it."""
-    return (size * rtol).add_(atol).clamp_min_(torch.finfo(size.dtype).tiny)
+@dataclass(frozen=True)
+class Tolerance:
+    """What error a step may have: `atol + rtol · |y|`, measured in a norm (HNW, equation II.4.11).
+
+    Attributes:
+        rtol, atol: relative and absolute tolerance; a tensor has one for each entry of the state, or broadcasts.
+        norm: maps errors over their tolerances to one number; at most 1 is within tolerance.
+    """
+
+    rtol: float | Tensor
+    atol: float | Tensor
+    norm: Norm
+
+    def scale(self, size: Tensor) -> Tensor:
+        """The tolerated error of entries of this absolute size.
+
+        Never zero, so that an error of zero is always within it.
+        """
+        return (size * self.rtol + self.atol).to(size.dtype).clamp_min_(torch.finfo(size.dtype).tiny)
+
+    def ratio(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
+        """The size of an error over the tolerance for the larger of `|y0|` and `|y1|`."""
+        with torch.no_grad():
+            return abs(float(self.norm(error / self.scale(torch.maximum(y0.abs(), y1.abs())))))
 
 
 def initial_step(
@@ -69,9 +133,7 @@ def initial_step(
     f0: Tensor,
     span: float,
     order: int,
-    rtol: float,
-    atol: float,
-    norm: Norm,
+    tolerance: Tolerance,
 ) -> float:
     """A first step from the sizes of y, y' and a difference quotient for y'' (HNW, section II.4).
 
@@ -82,21 +144,19 @@ def initial_step(
         f0: `f(t0, y0)`.
         span: `t1 - t0`, negative for a solve in reverse time; the step has its sign and is not longer.
         order: order of the method.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        norm: the norm of the error control.
+        tolerance: of the error control.
     """
     with torch.no_grad():
-        scale = _scale(y0.abs(), rtol, atol)
-        size_y = norm(y0 / scale).item()
-        size_f = norm(f0 / scale).item()
+        scale, norm = tolerance.scale(y0.abs()), tolerance.norm
+        size_y = abs(float(norm(y0 / scale)))
+        size_f = abs(float(norm(f0 / scale)))
         comparable = 1e-5 <= size_y < math.inf and 1e-5 <= size_f < math.inf
         h = 0.01 * size_y / size_f if comparable else 1e-6
         h = min(h, abs(span))
         direction = math.copysign(1.0, span)
         t = torch.tensor(t0 + direction * h, dtype=y0.abs().dtype, device=y0.device)
         f1 = f(t, torch.add(y0, f0, alpha=direction * h))
-        curvature = norm((f1 - f0) / scale).item() / h
+        curvature = abs(float(norm((f1 - f0) / scale))) / h
     largest = max(size_f, curvature)
     if not math.isfinite(largest):
         return direction * h  # too far already: let the error control shorten it

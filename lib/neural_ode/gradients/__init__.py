@@ -2,34 +2,21 @@
 
 from typing import Protocol
 
-from torch import Tensor
-
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.gradients.backsolve import Backsolve
 from neural_ode.gradients.direct import Direct
-from neural_ode.integrate import Scheme
+from neural_ode.gradients.problem import Problem
+from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Statistics
-from neural_ode.state import Dynamics
 
-__all__ = ["GRADIENTS", "Backsolve", "Direct", "Gradient", "get_gradient"]
+__all__ = ["GRADIENTS", "Backsolve", "Direct", "Gradient", "Problem", "get_gradient"]
 
 
 class Gradient(Protocol):
     """A way to differentiate a solve."""
 
-    def __call__(
-        self,
-        f: Dynamics,
-        y0: Tensor,
-        t: Tensor,
-        scheme: Scheme,
-        stats: Statistics,
-        params: tuple[Tensor, ...],
-    ) -> Tensor:
-        """Solve, and return the states, shape (len(t), *y0.shape), attached to the graph of autograd.
-
-        `params` are the tensors besides `y0` and `t` that get gradients, for choices that have to know them.
-        """
+    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        """Solve, and return the trajectory with its states attached to the graph of autograd."""
         ...
 
 

@@ -5,20 +5,29 @@ and nothing else, so memory does not grow with the number of steps. The gradient
 problem, as accurate as the backward solve.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neural_ode.errors import InvalidArgumentError, finite_number
-from neural_ode.integrate import Scheme, integrate
-from neural_ode.methods import ExplicitRungeKutta, get_method
+from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
+from neural_ode.gradients.problem import Problem
+from neural_ode.integrate import integrate
+from neural_ode.methods import BlackBox, Method, get_method
+from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import Statistics
-from neural_ode.state import Dynamics, Norm, TupleState, max_rms_norm
+from neural_ode.state import Dynamics, State, TupleState, max_rms_norm
+from neural_ode.step_size import Tolerance
 
-__all__ = ["Backsolve"]
+__all__ = ["AdjointNorm", "Backsolve"]
+
+AdjointNorm = Callable[[State, State, tuple[Tensor, ...]], Tensor]
+"""Norm of `(z, a, (∂L/∂θ, …))`: state and adjoint in the structure of `y0`, a gradient for each parameter."""
+
+PartNorm = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,81 +41,150 @@ class Backsolve:
         rtol, atol: its tolerances.
         step_size: a constant step for the backward solve; that of the forward solve if left out, unless the
             backward solve has a method of its own.
-        norm: norm of the error control; gets the tuple `(z, a, *∂L/∂θ)` of tensors in their own shapes and
-            returns a tensor of shape (). The default is the largest root mean square among them.
+        norm: norm of the error control, a function of state, adjoint and the tuple of the parameters' gradients.
+            The default measures the first two as the forward solve does and every gradient by its root mean
+            square, and takes the largest. `"seminorm"` leaves out the gradients (Kidger et al. 2021): they do not
+            feed back into the solve.
+        options: further fields of the backward solve's `Scheme`, such as `{"max_step": 0.1}`.
     """
 
-    method: str | ExplicitRungeKutta | None = None
-    rtol: float | None = None
-    atol: float | None = None
+    method: str | Method | BlackBox | None = None
+    rtol: float | Tensor | None = None
+    atol: float | Tensor | None = None
     step_size: float | None = None
-    norm: Callable[[tuple[Tensor, ...]], Tensor] | None = None
+    norm: AdjointNorm | str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "step_size"):
-            if getattr(self, name) is not None:
-                number = finite_number(f"{name} of the backward solve", getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Tensor) and value.numel() != 1):
+                number = finite_number(f"{name} of the backward solve", value)
                 if number < 0 or (name == "step_size" and number == 0):
                     raise InvalidArgumentError(f"{name} of the backward solve must be positive, got {number!r}")
                 object.__setattr__(self, name, number)
+        if not (self.norm is None or self.norm == "seminorm" or callable(self.norm)):
+            raise InvalidArgumentError(
+                f"norm of the backward solve must be a function or 'seminorm', got {self.norm!r}"
+            )
+        if self.method is not None:
+            object.__setattr__(self, "method", get_method(self.method))
 
-    def __call__(
-        self,
-        f: Dynamics,
-        y0: Tensor,
-        t: Tensor,
-        scheme: Scheme,
-        stats: Statistics,
-        params: tuple[Tensor, ...],
-    ) -> Tensor:
-        y: Tensor = _Backsolve.apply(f, scheme, self, stats, y0, t, *params)
-        return y
+    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        found: list[Trajectory] = []
+        y, times = _Backsolve.apply(problem, scheme, self, stats, found, problem.y0, problem.t, *problem.params)
+        ended = problem.event is not None
+        return found[0]._replace(y=y, t=times if ended else problem.t)
 
-    def scheme(self, forward: Scheme, structure: TupleState) -> Scheme:
-        """The scheme of the backward solve, whose state `(z, a, *∂L/∂θ)` is packed as `structure` says."""
+    def scheme(
+        self, forward: Scheme, augmented: "_Augmented", norm: Callable[[tuple[Tensor, ...]], Tensor]
+    ) -> Scheme:
+        """How the backward solve is made."""
         method = forward.method if self.method is None else get_method(self.method)
-        own = self.norm
-        if own is None:
-            # The user's norm measures z and a; every parameter's gradient has a norm of its own.
-            def norm(x: Tensor) -> Tensor:
-                z, a, *gradients = structure.unpack(x)
-                state = torch.maximum(forward.norm(z), forward.norm(a))
-                return torch.maximum(state, max_rms_norm(gradients)) if gradients else state
-        else:
-
-            def norm(x: Tensor) -> Tensor:
-                return own(structure.unpack(x))
-
-        packed_norm: Norm = norm
-        return replace(
+        tolerance = Tolerance(
+            augmented.tolerance(forward.tolerance.rtol if self.rtol is None else self.rtol),
+            augmented.tolerance(forward.tolerance.atol if self.atol is None else self.atol),
+            lambda x: norm((x.new_zeros(()).abs(), *augmented.unpack(x))),
+        )
+        own_method = self.method is not None
+        scheme = replace(
             forward,
             method=method,
-            rtol=forward.rtol if self.rtol is None else self.rtol,
-            atol=forward.atol if self.atol is None else self.atol,
-            step_size=forward.step_size if self.step_size is None and self.method is None else self.step_size,
-            norm=packed_norm,
+            tolerance=tolerance,
+            step_size=forward.step_size if self.step_size is None and not own_method else self.step_size,
+            grid=None if own_method or self.step_size is not None else forward.grid,
             first_step=None,
+            callbacks=Callbacks(),
+        )
+        if self.options:
+            own = {name: getattr(scheme, name) for name in inspect.signature(stepping).parameters}
+            calls = self.options.get("callbacks", scheme.callbacks)
+            changed = {name: value for name, value in self.options.items() if name != "callbacks"}
+            scheme = replace(scheme, **stepping(**own | changed), callbacks=calls)
+        calls = scheme.callbacks
+        return replace(
+            scheme,
+            callbacks=Callbacks(*(augmented.callback(call) for call in (calls.step, calls.accept, calls.reject))),
         )
 
+    def part_norm(self, problem: Problem, scheme: Scheme) -> PartNorm:
+        """The norm as a function of `(0, z, a, *∂L/∂θ)`, z and a packed."""
+        own = self.norm
+        if callable(own):
+            return lambda parts: own(problem.restore(parts[1]), problem.restore(parts[2]), parts[3:])
+        state_norm = scheme.tolerance.norm
 
-def augmented_dynamics(f: Dynamics, params: tuple[Tensor, ...], structure: TupleState) -> Dynamics:
-    """The right-hand side of Algorithm 1: `d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
+        def default(parts: tuple[Tensor, ...]) -> Tensor:
+            time, z, a, *gradients = parts
+            # The user's norm may return a number.
+            sizes = [torch.as_tensor(state_norm(x)).to(time) for x in (z, a)]
+            if own is None and gradients:
+                sizes.append(max_rms_norm(gradients))
+            return torch.stack([time.abs(), *sizes]).amax()
 
-    def augmented(t: Tensor, state: Tensor) -> Tensor:
-        z, a, *_ = structure.unpack(state)
+        return default
+
+
+class _Augmented:
+    """The system of Algorithm 1, `[z, a, ∂L/∂θ]`, packed into one vector of the state's dtype."""
+
+    def __init__(self, f: Dynamics, y: Tensor, params: tuple[Tensor, ...]):
+        self.f, self.params, self.dtype = f, params, y.dtype
+        # A complex gradient beside a real state is kept as pairs of real numbers.
+        self.as_pairs = [p.is_complex() and not y.is_complex() for p in params]
+        shapes = [torch.Size((*p.shape, 2)) if pairs else p.shape for p, pairs in self._pairs()]
+        self.structure = TupleState((y.shape, y.shape, *shapes))
+
+    def _pairs(self) -> list[tuple[Tensor, bool]]:
+        return list(zip(self.params, self.as_pairs, strict=True))
+
+    def pack(self, z: Tensor, a: Tensor, gradients: list[Tensor]) -> Tensor:
+        stored = [torch.view_as_real(g) if pairs else g for g, pairs in zip(gradients, self.as_pairs, strict=True)]
+        return self.structure.pack([x.to(self.dtype) for x in (z, a, *stored)])
+
+    def unpack(self, state: Tensor) -> tuple[Tensor, ...]:
+        return self.structure.unpack(state)
+
+    def gradients(self, state: Tensor) -> list[Tensor]:
+        """The part `∂L/∂θ`, in the dtypes of the parameters."""
+        found = []
+        for g, (p, pairs) in zip(self.unpack(state)[2:], self._pairs(), strict=True):
+            if pairs:
+                g = torch.view_as_complex(g.contiguous())
+            found.append((g.real if g.is_complex() and not p.is_complex() else g).to(p.dtype))
+        return found
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
+        z, a, *_ = self.unpack(state)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            slope = f(t, z)
-            inputs = (z, *params)
+            slope = self.f(t, z)
+            inputs = (z, *self.params)
             products: tuple[Tensor | None, ...]
             if slope.requires_grad:
                 products = torch.autograd.grad(slope, inputs, -a, allow_unused=True)
             else:  # f depends on neither the state nor the parameters
                 products = (None,) * len(inputs)
-        rates = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, products, strict=True)]
-        return structure.pack((slope.detach(), *rates))
+        rate, *rates = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, products, strict=True)]
+        return self.pack(slope.detach(), rate, rates)
 
-    return augmented
+    def tolerance(self, value: float | Tensor) -> float | Tensor:
+        """A tolerance for each entry of the state holds for the adjoint too, and its least for the parameters."""
+        if not isinstance(value, Tensor):
+            return value
+        z_shape, _, *rest = self.structure.shapes
+        size = sum(shape.numel() for shape in self.structure.shapes)
+        if value.shape == (size,) and size != z_shape.numel():
+            return value
+        entries = value.expand(z_shape).reshape(-1)
+        numbers = sum(shape.numel() for shape in rest)
+        return torch.cat([entries, entries, value.amin().expand(numbers)])
+
+    def callback(self, call: Callable[..., object] | None) -> Callable[[Tensor, Tensor, Tensor], object] | None:
+        if call is None:
+            return None
+        return lambda t, state, h: call(t, (state.new_zeros(()), *self.unpack(state)), h)
 
 
 class _Backsolve(torch.autograd.Function):
@@ -115,77 +193,98 @@ class _Backsolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        f: Dynamics,
+        problem: Problem,
         scheme: Scheme,
         options: Backsolve,
         stats: Statistics,
+        found: list[Trajectory],
         y0: Tensor,
         t: Tensor,
         *params: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            y = integrate(f, y0, t, scheme, stats).y
-        ctx.f, ctx.scheme, ctx.options, ctx.stats = f, scheme, options, stats
+            trajectory = integrate(problem.f, y0, t, scheme, stats, event=problem.event)
+        found.append(trajectory)
+        ctx.ended = trajectory.event is not None
+        ctx.problem, ctx.scheme, ctx.options, ctx.stats = problem, scheme, options, stats
+        # The name that users of torchdiffeq know for what the backward solve will use.
+        ctx.adjoint_options = {"norm": options.part_norm(problem, scheme)}
         kind = y0.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        ctx.save_for_backward(y, t, *params)
-        return y
+        times = trajectory.t.clone() if trajectory.t is t else trajectory.t
+        y = trajectory.y
+        ctx.save_for_backward(y, times, *params)
+        return y, times
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise InvalidArgumentError(
-                "create_graph=True: backsolve does not give second derivatives; use gradient='direct' for them"
-            )
+    def backward(ctx: Any, grad_y: Tensor, grad_times: Tensor) -> tuple[Tensor | None, ...]:
         y, t, *params = ctx.saved_tensors
-        f: Dynamics = ctx.f
-        wanted = ctx.needs_input_grad[6:]
+        wanted = ctx.needs_input_grad[7:]
         active = tuple(p for p, needed in zip(params, wanted, strict=True) if needed)
-        structure = TupleState((y[0].shape, y[0].shape, *(p.shape for p in active)))
         kind, dtype, enabled = ctx.autocast
-        with torch.autocast(kind, dtype, enabled):  # f has to be the function that it was in the forward pass
-            return _Backsolve._solve_back(ctx, f, y, t, active, structure, grad_y)
+        try:
+            # f has to be the function that it was in the forward pass.
+            with torch.no_grad(), torch.autocast(kind, dtype, enabled):
+                a, grad_t, gradients = _solve_back(ctx, y, t, active, grad_y)
+        except SolverError as error:
+            error.add_note("This was the backward solve of gradient='backsolve'; gradient='direct' has none.")
+            error.partial = None
+            raise
+        if grad_t is not None and ctx.ended:  # the time of the event is no argument, nor do later ones matter
+            n = len(ctx.problem.t)
+            grad_t = torch.cat([grad_t[:-1], grad_t.new_zeros(n)])[:n]
+        rest = iter(gradients)
+        found = [
+            a if ctx.needs_input_grad[5] else None,
+            grad_t,
+            *(next(rest) if needed else None for needed in wanted),
+        ]
+        if torch.is_grad_enabled():  # create_graph=True
+            found = [None if g is None else _OnceDifferentiable.apply(y, g) for g in found]
+        return *(None,) * 5, *found
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Lets a gradient pass, and refuses to differentiate it again instead of taking it for a constant."""
 
     @staticmethod
-    def _solve_back(
-        ctx: Any,
-        f: Dynamics,
-        y: Tensor,
-        t: Tensor,
-        active: tuple[Tensor, ...],
-        structure: TupleState,
-        grad_y: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        augmented = augmented_dynamics(f, active, structure)
-        scheme = ctx.options.scheme(ctx.scheme, structure)
-        stats = ctx.stats.backward = Statistics()
+    def forward(ctx: Any, y: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
 
-        a = torch.zeros_like(y[0])
-        gradients = tuple(torch.zeros_like(p) for p in active)
-        grad_t: list[Tensor] = []
-        for i in range(len(t) - 1, 0, -1):
-            # The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper).
-            a = a + grad_y[i]
-            if ctx.needs_input_grad[5]:
-                grad_t.append(_time_gradient(f, t[i], y[i], grad_y[i], stats))
-            state = structure.pack((y[i], a, *gradients))
-            path = integrate(augmented, state, t[[i, i - 1]], scheme, stats)
-            _, a, *rest = structure.unpack(path.y[1])
-            gradients = tuple(rest)
-            if path.next_step:
-                scheme = replace(scheme, first_step=abs(path.next_step))
-        if ctx.needs_input_grad[5]:
-            # ∂L/∂t0 = -a(t0)ᵀ f(z(t0), t0). Algorithm 2 reaches the same number by integrating -aᵀ ∂f/∂t.
-            grad_t.append(_time_gradient(f, t[0], y[0], -a, stats))
-        a = a + grad_y[0]
-
-        found = iter(g.to(p.dtype) for g, p in zip(gradients, active, strict=True))
-        return (
-            *(None,) * 4,
-            a if ctx.needs_input_grad[4] else None,
-            torch.stack(grad_t[::-1]) if grad_t else None,
-            *(next(found) if needed else None for needed in ctx.needs_input_grad[6:]),
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise InvalidArgumentError(
+            "gradient='backsolve' does not give second derivatives; use gradient='direct' for them"
         )
+
+
+def _solve_back(
+    ctx: Any, y: Tensor, t: Tensor, params: tuple[Tensor, ...], grad_y: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """`∂L/∂z(t_0)`, `∂L/∂t` where wanted, and `∂L/∂θ`."""
+    f: Dynamics = ctx.problem.f
+    augmented = _Augmented(f, y[0], params)
+    scheme = ctx.options.scheme(ctx.scheme, augmented, lambda parts: ctx.adjoint_options["norm"](parts))
+    stats = ctx.stats.backward = Statistics()
+    times_wanted = ctx.needs_input_grad[6]
+
+    a = torch.zeros_like(y[0])
+    gradients = [torch.zeros_like(p) for p in params]
+    grad_t: list[Tensor] = []
+    for i in range(len(t) - 1, 0, -1):
+        # The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper).
+        a = a + grad_y[i]
+        if times_wanted:
+            grad_t.append(_time_gradient(f, t[i], y[i], grad_y[i], stats))
+        path = integrate(augmented, augmented.pack(y[i], a, gradients), t[[i, i - 1]], scheme, stats)
+        a = augmented.unpack(path.y[1])[1]
+        gradients = augmented.gradients(path.y[1])
+        if path.next_step:
+            scheme = replace(scheme, first_step=abs(path.next_step))
+    if times_wanted:
+        # ∂L/∂t0 = -a(t0)ᵀ f(z(t0), t0). Algorithm 2 reaches the same number by integrating -aᵀ ∂f/∂t.
+        grad_t.append(_time_gradient(f, t[0], y[0], -a, stats))
+    return a + grad_y[0], torch.stack(grad_t[::-1]) if times_wanted else None, gradients
 
 
 def _time_gradient(f: Dynamics, t: Tensor, z: Tensor, a: Tensor, stats: Statistics) -> Tensor:
@@ -193,4 +292,4 @@ def _time_gradient(f: Dynamics, t: Tensor, z: Tensor, a: Tensor, stats: Statisti
     with torch.no_grad():
         slope = f(t.to(z.device, z.abs().dtype), z)
         stats.nfe += 1
-        return torch.sum(a * slope).to(t.device, t.dtype)
+        return torch.sum((a.conj() * slope).real).to(t.device, t.dtype)

@@ -6,11 +6,10 @@ gradient of the paper's RK-Net (Chen et al. 2018, section 3).
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from neural_ode.integrate import Scheme, integrate
+from neural_ode.gradients.problem import Problem
+from neural_ode.integrate import integrate
+from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Statistics
-from neural_ode.state import Dynamics
 
 __all__ = ["Direct"]
 
@@ -19,13 +18,5 @@ __all__ = ["Direct"]
 class Direct:
     """`gradient="direct"`: autograd records the solver's operations."""
 
-    def __call__(
-        self,
-        f: Dynamics,
-        y0: Tensor,
-        t: Tensor,
-        scheme: Scheme,
-        stats: Statistics,
-        params: tuple[Tensor, ...],
-    ) -> Tensor:
-        return integrate(f, y0, t, scheme, stats).y
+    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        return integrate(problem.f, problem.y0, problem.t, scheme, stats, event=problem.event)

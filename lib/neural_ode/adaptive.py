@@ -1,0 +1,260 @@
+"""The loop with error control: try a step, accept or reject it, choose the next."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neural_ode.clock import Clock, Outputs, strictly_inside
+from neural_ode.errors import (
+    InvalidArgumentError,
+    MaxStepsError,
+    NonFiniteError,
+    SolverError,
+    StepSizeUnderflowError,
+)
+from neural_ode.events import EventFunction, EventWatch
+from neural_ode.methods import Method, Step
+from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.solution import Segment, Statistics
+from neural_ode.state import Dynamics
+from neural_ode.step_size import initial_step
+
+__all__ = ["adaptive", "check_start"]
+
+
+def adaptive(
+    f: Dynamics,
+    y: Tensor,
+    t: Tensor,
+    scheme: Scheme,
+    stats: Statistics,
+    record: Callable[[Segment], None] | None = None,
+    event: EventFunction | None = None,
+) -> Trajectory:
+    """Solve with steps as long as the tolerance allows; arguments as for `integrate`."""
+    clock = Clock(t, y)
+    outputs = Outputs(clock, y)
+    solve = _Adaptive(f, scheme, stats, clock, outputs, record)
+    try:
+        return solve.run(y, event)
+    except SolverError as error:
+        raise error.at(solve.now, outputs.finish(t.new_tensor(solve.now), solve.y)) from None
+
+
+class _Adaptive:
+    """One solve: where it is, and what it has found."""
+
+    def __init__(
+        self,
+        f: Dynamics,
+        scheme: Scheme,
+        stats: Statistics,
+        clock: Clock,
+        outputs: Outputs,
+        record: Callable[[Segment], None] | None,
+    ):
+        assert isinstance(scheme.method, Method)
+        self.f, self.scheme, self.stats, self.clock, self.outputs = f, scheme, stats, clock, outputs
+        self.record = record
+        self.method = scheme.method.bind(scheme.tolerance)
+        self.now, self.end = clock.times[0], clock.times[-1]
+        self.stops = _Stops(scheme, self.now, clock.direction)
+        self.jumps = frozenset(scheme.jump_t)
+
+    def run(self, y: Tensor, event: EventFunction | None) -> Trajectory:
+        clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
+        direction, tolerance, shortest = clock.direction, scheme.tolerance, scheme.min_step
+        # A last step that would leave a sliver is stretched over it, unless that made it too long.
+        stretch = 1.01 if scheme.max_step == math.inf else 1.0
+        self.y = y
+        slope = self._slope(y)
+        check_start(slope, y, self.now)
+        watch = None
+        if event is not None:
+            watch = EventWatch(event, clock.tensor(self.now), y)
+            zero = watch.at_start()
+            if zero is not None:
+                return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
+        carry: Any = method.begin(slope)
+        h = self._first_step(y, slope)
+        del slope
+        err = 0.0
+        earlier: tuple[float, ...] = ()
+        planned = h
+        steps = 0
+        while not outputs.complete:
+            if steps == scheme.max_steps:
+                self._too_many_steps(event is not None)
+            steps += 1
+            planned = h = direction * min(max(abs(h), shortest), scheme.max_step)
+            # The next time to end a step at; a step that would overshoot it is cut.
+            stop = self.stops.after(self.now, self.end)
+            reaches_stop = (self.now + stretch * h - stop) * direction >= 0
+            if reaches_stop:
+                h = stop - self.now
+            after = stop if reaches_stop else self.now + h
+            if not abs(after - self.now) > 0:  # also when it is NaN
+                _give_up(self.now, h, err)
+            if scheme.callbacks.step is not None:
+                self._call(scheme.callbacks.step, y, h)
+            f = self._dynamics(after)
+            step = method.step(f, clock.tensor(self.now), y, h, carry)
+            stats.nfe += step.nfe
+            assert step.error is not None
+            err = tolerance.ratio(step.error, y, step.y1)
+            if abs(h) <= shortest and math.isfinite(err):
+                err = min(err, 1.0)
+
+            def ratio(error: Tensor, y0: Tensor = y, y1: Tensor = step.y1) -> float:
+                return tolerance.ratio(error, y0, y1)
+
+            following = method.after(step, carry, err, ratio)
+            factor = scheme.controller.factor(following.err, following.order, earlier)
+            carry = following.carry
+            if not err <= 1:  # also when it is NaN
+                stats.rejected += 1
+                if scheme.callbacks.reject is not None:
+                    self._call(scheme.callbacks.reject, y, h)
+                earlier = (math.inf, *earlier)[:2]
+                h *= factor
+                del step, ratio, following  # or the slopes would live, in memory, through the next step
+                continue
+            stats.accepted += 1
+            stats.step_sizes.append(h)
+            earlier = (following.err, *earlier)[:2]
+            if scheme.callbacks.accept is not None:
+                self._call(scheme.callbacks.accept, y, h)
+            if self.record is not None:
+                self.record(Segment(self.now, h, y, step.dense))
+            if watch is not None and watch.crossed(clock.tensor(after), step.y1):
+                return self._end_at_event(watch, y, step, h)
+            before = outputs.done
+            self._collect(y, step, h, after)
+            if outputs.done > before:
+                steps = 0
+            self.now, self.y = after, step.y1
+            y = step.y1
+            if after in self.jumps:
+                carry = None
+            if carry is None and not outputs.complete:
+                carry = method.begin(self._slope(y))
+            h *= factor
+            if reaches_stop:
+                h = direction * max(abs(h), abs(planned))  # a step cut short says little about the next
+            del step, ratio, following
+        return Trajectory(clock.t, outputs.stacked(), direction * max(abs(h), abs(planned)))
+
+    def _slope(self, y: Tensor) -> Tensor:
+        """`f` where the solve is; on the far side, if that is a discontinuity."""
+        self.stats.nfe += 1
+        f = self.f
+        if self.now in self.jumps:
+            f = strictly_inside(f, self.now, self.clock.direction * math.inf)
+        return f(self.clock.tensor(self.now), y)
+
+    def _dynamics(self, after: float) -> Dynamics:
+        if self.jumps and (self.now in self.jumps or after in self.jumps):
+            return strictly_inside(self.f, self.now, after)
+        return self.f
+
+    def _first_step(self, y: Tensor, slope: Tensor) -> float:
+        scheme, span = self.scheme, self.end - self.now
+        if scheme.first_step is not None:
+            return math.copysign(min(scheme.first_step, abs(span)), span)
+        self.stats.nfe += 1
+        return initial_step(self.f, self.now, y, slope, span, self.method.order, scheme.tolerance)
+
+    def _call(self, callback: Callable[[Tensor, Tensor, Tensor], object], y: Tensor, h: float) -> None:
+        now, length = torch.tensor([self.now, abs(h)], dtype=torch.float64, device=y.device)
+        callback(now, y, length)
+
+    def _collect(self, y: Tensor, step: Step, h: float, after: float) -> None:
+        clock = self.clock
+        start = clock.t[0] + (self.now - clock.times[0]) if clock.moving else self.now
+        # Without a gradient in the times, an output at the end of the step is y1 itself.
+        self.outputs.collect(
+            after,
+            start,
+            h,
+            step.y1,
+            not clock.moving,
+            lambda theta: self.method.interpolate(y, step.dense, h, theta),
+        )
+
+    def _end_at_event(self, watch: EventWatch, y: Tensor, step: Step, h: float) -> Trajectory:
+        clock, method, now = self.clock, self.method, self.now
+        fraction, component = watch.locate(
+            lambda theta: method.interpolate(y, step.dense, h, theta),
+            lambda theta: clock.tensor(now + theta * h),
+            y.abs(),
+        )
+        time = now + fraction * h
+        self._collect(y, step, h, time)
+        at = clock.t.new_tensor([time])
+        start = clock.t[0] + (now - clock.times[0]) if clock.moving else now
+        state = method.interpolate(y, step.dense, h, clock.fractions(at, start, h))[0]
+        return Trajectory(*self.outputs.finish(at, state), event=component)
+
+    def _too_many_steps(self, waits_for_event: bool) -> None:
+        limit, clock = self.scheme.max_steps, self.clock
+        if waits_for_event:
+            raise MaxStepsError(
+                f"no event in {limit} steps from t = {clock.times[0]} to {self.now}: does the event function "
+                "change its sign at all? Allow more with max_steps"
+            )
+        raise MaxStepsError(
+            f"{limit} steps were not enough to go on from t = {clock.times[self.outputs.done - 1]} to "
+            f"{clock.times[self.outputs.done]}: reached t = {self.now}; allow more with max_steps, loosen rtol and "
+            "atol, or use a method for stiff problems, such as kvaerno5"
+        )
+
+
+class _Stops:
+    """The times, besides the end, that steps must end at."""
+
+    def __init__(self, scheme: Scheme, start: float, direction: float):
+        ahead = {time for time in (*scheme.step_t, *scheme.jump_t) if (time - start) * direction > 0}
+        self.direction = direction
+        self.keys = sorted(direction * time for time in ahead)
+
+    def after(self, now: float, end: float) -> float:
+        if not self.keys:
+            return end
+        position = bisect_right(self.keys, self.direction * now)
+        if position == len(self.keys):
+            return end
+        return self.direction * min(self.keys[position], self.direction * end)
+
+
+def check_start(slope: Tensor, y: Tensor, time: float) -> None:
+    """The first evaluation of the dynamics shows whether they fit the state.
+
+    Raises:
+        InvalidArgumentError: `f` returned no tensor, or one of another shape, dtype or device than `y`.
+        NonFiniteError: `f` returned NaN or infinity.
+    """
+    if not isinstance(slope, Tensor):
+        raise InvalidArgumentError(f"f(t, y) must return a tensor like y, got {type(slope).__name__}")
+    if slope.shape != y.shape or slope.dtype != y.dtype or slope.device != y.device:
+        raise InvalidArgumentError(
+            f"f(t, y) must have the shape, dtype and device of y, which are {tuple(y.shape)}, {y.dtype} and "
+            f"{y.device}; it has {tuple(slope.shape)}, {slope.dtype} and {slope.device}"
+        )
+    if not torch.isfinite(slope.detach()).all():
+        raise NonFiniteError(f"f(t, y) is not finite at the start, t = {time}: check y0 and the parameters of f")
+
+
+def _give_up(now: float, h: float, err: float) -> None:
+    if not math.isfinite(err):
+        raise NonFiniteError(
+            f"f(t, y) is NaN or infinite just after t = {now}, however small the step: does the solution "
+            "blow up there, or leave the domain of f?"
+        )
+    raise StepSizeUnderflowError(
+        f"at t = {now} the error control asks for a step of {h:.1e}, too small to change t: loosen rtol and "
+        "atol, use float64, or a method for stiff problems, such as kvaerno5"
+    )

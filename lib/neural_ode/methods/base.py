@@ -1,0 +1,122 @@
+"""What the loops expect of a method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from neural_ode.errors import InvalidArgumentError
+from neural_ode.state import Dynamics
+from neural_ode.step_size import Tolerance
+
+__all__ = ["Method", "Next", "Ratio", "Step"]
+
+Ratio = Callable[[Tensor], float]
+"""The size of a local error over what is tolerated in this step; at most 1 passes."""
+
+
+class Step(NamedTuple):
+    """What one step produces.
+
+    Attributes:
+        y1: the state after the step.
+        error: estimate of the local error, or `None` where the method has none.
+        dense: what `Method.interpolate` needs to find states inside the step. Its first entry is a slope at the
+            start of the step, shaped like `y1`.
+        carry: what the next step starts from if this one is accepted; `None` if it starts from `y1` alone.
+        nfe: evaluations of the dynamics that the step cost.
+    """
+
+    y1: Tensor
+    error: Tensor | None
+    dense: tuple[Any, ...]
+    carry: Any
+    nfe: int
+
+
+class Next(NamedTuple):
+    """What decides the next step.
+
+    Attributes:
+        carry: what it starts from.
+        err: error ratio that its length is chosen by.
+        order: the error of a step is proportional to the power `order` of its length.
+    """
+
+    carry: Any
+    err: float
+    order: int
+
+
+class Method(ABC):
+    """One way to make a step. Has no state: what a step needs of earlier ones comes in as `carry`.
+
+    Attributes:
+        name: the usual name.
+        order: order of the solution that is propagated.
+        adaptive: whether a step comes with an estimate of its error.
+        has_dense_output: whether the method has a continuous extension.
+        options: names of what `configured` can change.
+    """
+
+    name: str
+    order: int
+    adaptive: bool
+    has_dense_output: bool
+    options: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def bind(self, tolerance: Tolerance) -> "Method":
+        """The method for a solve with this tolerance; methods that iterate stop where it says."""
+        return self
+
+    def configured(self, **options: Any) -> "Method":
+        """The method with other values of its `options`."""
+        raise InvalidArgumentError(f"{self.name} has no options, got {', '.join(options)}")
+
+    def begin(self, slope: Tensor) -> Any:
+        """The `carry` of a first step, and of a step after a discontinuity, where the slope is `f(t, y)`."""
+        return slope
+
+    @abstractmethod
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Any) -> Step:
+        """Advance `y` from `t` by `h`.
+
+        Args:
+            f: the dynamics.
+            t: the time, shape () and differentiable where gradients with respect to the times are wanted. With a
+                step for each sample: shape (batch,).
+            y: the state, any shape.
+            h: the step, negative in reverse time. A number makes the fewest operations and saves nothing for
+                the backward pass; a tensor of shape () is differentiated through. With a step for each sample:
+                shape (batch, 1, …), to be multiplied with the state.
+            carry: of the step before, or from `begin`; `None` if nothing is known.
+        """
+
+    @abstractmethod
+    def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
+        """The continuous extension.
+
+        Args:
+            y: the state at the start of the step.
+            dense: of the step.
+            h: its length.
+            theta: where in the step, 0 to 1, shape (m,), in the real dtype of `y`.
+
+        Returns:
+            Tensor of shape (m, *y.shape).
+        """
+
+    def after(self, step: Step, carry: Any, err: float, ratio: Ratio) -> Next:
+        """How to go on after a step with the error ratio `err`: accepted if `err <= 1`, else to be repeated.
+
+        Args:
+            step: the step just made.
+            carry: what it started from.
+            err: its error ratio.
+            ratio: measures further errors as `err` was measured, for methods that choose their order.
+        """
+        return Next(step.carry if err <= 1 else carry, err, self.order)
