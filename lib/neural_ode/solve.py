@@ -12,7 +12,8 @@ from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
 from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
 from neural_ode.integrate import integrate
-from neural_ode.methods import BlackBox, Method, get_method
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
+from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
 from neural_ode.state import State
@@ -110,7 +111,7 @@ def solve(
     """
     if not callable(f):
         raise InvalidArgumentError(f"f must be callable as f(t, y), got {type(f).__name__}")
-    structure = Structure(y0)
+    structure = Structure(y0, batched)
     times = _times(t, event is not None, structure.y0 if batched else None)
     chosen_method = get_method(method)
     chosen_gradient = get_gradient(gradient)
@@ -192,7 +193,26 @@ def _solve_dense(
 def _solve_batched(
     problem: Problem, scheme: Scheme, stats: Statistics, gradient: Gradient, dense: bool
 ) -> Trajectory:
-    raise InvalidArgumentError("batched=True is not there yet")
+    method = scheme.method
+    if not isinstance(method, ExplicitRungeKutta) or not scheme.controls_error:
+        raise InvalidArgumentError(
+            f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
+            + ("" if isinstance(method, Method) and not method.adaptive else " on a fixed grid")
+        )
+    if not isinstance(gradient, Direct):
+        raise InvalidArgumentError("batched=True needs gradient='direct'")
+    for name, value in (
+        ("event", problem.event),
+        ("dense", dense),
+        ("step_t", scheme.step_t),
+        ("jump_t", scheme.jump_t),
+        ("callbacks", scheme.callbacks != Callbacks()),
+    ):
+        if value:
+            raise InvalidArgumentError(
+                f"{name} cannot be used with batched=True: every sample has times of its own"
+            )
+    return per_sample(problem.f, problem.y0, problem.t, scheme, stats)
 
 
 def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:

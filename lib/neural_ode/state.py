@@ -34,17 +34,23 @@ def max_rms_norm(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class TupleState:
-    """Packs tuples of tensors of the given shapes into vectors, and back."""
+    """Packs tuples of tensors of the given shapes into vectors, and back.
+
+    Attributes:
+        shapes: of the parts, without the leading dimensions.
+        leading: how many leading dimensions the parts share and keep when they are packed.
+    """
 
     shapes: tuple[torch.Size, ...]
+    leading: int = 0
 
     @property
     def sizes(self) -> list[int]:
         return [shape.numel() for shape in self.shapes]
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Tensors of `shapes` to one vector, in a dtype that can represent all of them."""
-        return torch.cat([part.reshape(-1) for part in parts])
+        """Tensors of `shapes` to one whose last dimension is packed, in a dtype that can represent all of them."""
+        return torch.cat([part.reshape(*part.shape[: self.leading], -1) for part in parts], dim=-1)
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         """A tensor whose last dimension is packed, to tensors of shape (*leading, *shape)."""

@@ -57,6 +57,12 @@ class IntegralController:
         lowest = 1.0 if err <= 1 else self.dfactor
         return min(self.ifactor, max(lowest, self.safety * math.pow(err, -1 / order)))
 
+    def factors(self, err: Tensor, order: int, earlier: Sequence[Tensor] = ()) -> Tensor:
+        """`factor` for many error ratios at once, float64 tensors of one shape."""
+        lowest = torch.where(err <= 1, 1.0, self.dfactor)
+        factor = (self.safety * err ** (-1 / order)).maximum(lowest).clamp(max=self.ifactor)
+        return torch.where(err.isfinite(), factor, self.dfactor)
+
 
 @dataclass(frozen=True)
 class PIDController(IntegralController):
@@ -98,6 +104,17 @@ class PIDController(IntegralController):
             math.pow(max(e, floor), -gain / order) for e, gain in zip((err, *past), gains, strict=True)
         )
         return min(1.0 if rejected_before else self.ifactor, max(self.dfactor, self.safety * product))
+
+    def factors(self, err: Tensor, order: int, earlier: Sequence[Tensor] = ()) -> Tensor:
+        past = [torch.where((e > 0) & (e <= 1), e, 1.0) for e in earlier]
+        gains = (self.kI + self.kP + self.kD, -(self.kP + 2 * self.kD), self.kD)
+        product = torch.ones_like(err)
+        for e, gain in zip((err, *past), gains, strict=False):
+            product = product * e.clamp(min=1e-10) ** (-gain / order)
+        most = torch.where(earlier[0] <= 1, self.ifactor, 1.0) if earlier else self.ifactor * torch.ones_like(err)
+        accepted = (self.safety * product).clamp(min=self.dfactor).minimum(most)
+        rejected = (self.safety * err ** (-1 / order)).clamp(self.dfactor, 1.0)
+        return torch.where(err.isfinite(), torch.where(err <= 1, accepted, rejected), self.dfactor)
 
 
 @dataclass(frozen=True)

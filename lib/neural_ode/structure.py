@@ -21,7 +21,8 @@ class Structure:
         parts: shapes of a tuple state, `None` for a tensor.
     """
 
-    def __init__(self, y0: State):
+    def __init__(self, y0: State, batched: bool = False):
+        """`batched` keeps the first dimension of a tuple's parts, one row for each sample."""
         parts = y0 if isinstance(y0, tuple) else (y0,)
         if not parts:
             raise InvalidArgumentError("y0 must be a tensor or a tuple of tensors, got an empty tuple")
@@ -32,9 +33,15 @@ class Structure:
                 raise InvalidArgumentError(
                     f"the tensors of y0 must share a device, got {parts[0].device} and {part.device}: use .to()"
                 )
+        if batched and len({part.shape[:1] for part in parts} | {torch.Size()}) != 2:
+            raise InvalidArgumentError(
+                "batched=True needs a first dimension, the same for all tensors of y0; got shapes "
+                f"{_show(tuple(part.shape for part in parts))}"
+            )
         self.parts: TupleState | None = None
         if isinstance(y0, tuple):
-            self.parts = TupleState(tuple(part.shape for part in parts))
+            leading = int(batched)
+            self.parts = TupleState(tuple(part.shape[leading:] for part in parts), leading)
             y0 = self.parts.pack(parts)
         if not (y0.is_floating_point() or y0.is_complex()):
             raise InvalidArgumentError(
@@ -55,9 +62,10 @@ class Structure:
             slopes = f(t, parts.unpack(y))
             sequence = isinstance(slopes, tuple | list)
             shapes = tuple(getattr(slope, "shape", None) for slope in slopes) if sequence else None
-            if shapes != parts.shapes:
+            expected = tuple(y.shape[: parts.leading] + shape for shape in parts.shapes)
+            if shapes != expected:
                 raise InvalidArgumentError(
-                    f"f(t, y) must return a tuple of tensors with the shapes of y0, {_show(parts.shapes)}; "
+                    f"f(t, y) must return a tuple of tensors with the shapes of y0, {_show(expected)}; "
                     f"got {type(slopes).__name__ if shapes is None else _show(shapes)}"
                 )
             return parts.pack(slopes)

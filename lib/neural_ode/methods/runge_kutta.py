@@ -50,15 +50,34 @@ class ExplicitRungeKutta(Method):
 
     def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
         """`y + h Σ_i b_i(θ) k_i`."""
+        weights = (h * self._dense_weights(theta)).to(y.dtype)
+        increments: Tensor = torch.tensordot(weights, torch.stack(dense), dims=1)
+        return y + increments
+
+    def interpolate_rows(self, y: Tensor, dense: tuple[Tensor, ...], h: Tensor, theta: Tensor) -> Tensor:
+        """The continuous extension where every row of a batch has its own step.
+
+        Args:
+            y: the states at the start of the steps, shape (m, *state).
+            dense: slopes of the steps, each of that shape.
+            h: lengths, shape (m,).
+            theta: where in the steps, shape (m,).
+
+        Returns:
+            The states there, shape (m, *state).
+        """
+        weights = (h[:, None] * self._dense_weights(theta)).to(y.dtype)
+        return y + torch.einsum("ms,sm...->m...", weights, torch.stack(dense))
+
+    def _dense_weights(self, theta: Tensor) -> Tensor:
+        """`b_i(θ)`, shape (m, stages)."""
         if self._dense is None:
             raise ValueError(f"{self.name} has no continuous extension")
         coefficients = torch.tensor(self._dense, dtype=theta.dtype, device=theta.device)
         exponents = torch.arange(1, coefficients.shape[1] + 1, device=theta.device)
         theta = theta[:, None]
         basis = theta ** (exponents % 2) * (theta * (1 - theta)) ** (exponents // 2)
-        weights = (h * (basis @ coefficients.T)).to(y.dtype)
-        increments: Tensor = torch.tensordot(weights, torch.stack(dense), dims=1)
-        return y + increments
+        return basis @ coefficients.T
 
 
 def _floats(row: Sequence[object]) -> list[float]:
