@@ -17,6 +17,9 @@ from neural_ode.step_size import Tolerance
 
 __all__ = ["per_sample"]
 
+_EXPLODED = 100.0
+"""An error ratio that says: this attempt left all that is reasonable. (It cannot exceed about 1 / rtol.)"""
+
 
 def per_sample(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics) -> Trajectory:
     """Solve every row of `y0` with steps of its own.
@@ -81,7 +84,8 @@ class _PerSample:
                 row = int(active.nonzero()[0])
                 raise MaxStepsError(
                     f"{steps} steps were not enough for row {row} of the batch: reached "
-                    f"t = {self.now[row].item()}; allow more with max_steps, loosen rtol and atol, or use a method for stiff problems"
+                    f"t = {self.now[row].item()}; allow more with max_steps, loosen rtol and "
+                    "atol, or use a method for stiff problems"
                 )
             steps += 1
             h = direction * h.abs().clamp(scheme.min_step, scheme.max_step)
@@ -100,11 +104,11 @@ class _PerSample:
                 err = torch.where(h.abs() <= scheme.min_step, err.clamp(max=1.0), err)
                 factor = scheme.controller.factors(err, method.order, previous)
                 passed = err <= 1
-            if not bool((passed | (err > 1)).all()):
-                # NaN in one row would reach the gradients of all through the selection below: repeat the step,
-                # shorter for that row.
+            if not bool((err < _EXPLODED).all()):
+                # What is not selected below gets a gradient of zero, and zero times infinity is NaN: repeat the
+                # step, shorter for the rows that overflow or are about to.
                 passed = torch.zeros_like(passed)
-                factor = torch.where(err.isnan(), scheme.controller.dfactor, 1.0)
+                factor = torch.where(err < _EXPLODED, 1.0, scheme.controller.dfactor)
             accepted = passed & active
             counts.accepted.add_(accepted)
             counts.rejected.add_(active & ~accepted)
@@ -187,7 +191,7 @@ class _PerSample:
 def _row_norms(x: Tensor, tolerance: Tolerance) -> Tensor:
     """The norm of every row, shape (batch,)."""
     if tolerance.norm is rms_norm:
-        flat = x.flatten(1)
+        flat = x.flatten(1) if x.dim() > 1 else x[:, None]
         return torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
     norms: Tensor = torch.func.vmap(tolerance.norm)(x)
     return norms.abs()
