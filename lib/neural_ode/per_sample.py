@@ -107,8 +107,12 @@ class _PerSample:
             if not bool((err < _EXPLODED).all()):
                 # What is not selected below gets a gradient of zero, and zero times infinity is NaN: repeat the
                 # step, shorter for the rows that overflow or are about to.
-                passed = torch.zeros_like(passed)
-                factor = torch.where(err < _EXPLODED, 1.0, scheme.controller.dfactor)
+                bad = ~(err < _EXPLODED)
+                counts.rejected.add_(active & bad)
+                h = torch.where(bad, h * scheme.controller.dfactor, h)
+                previous = [torch.where(bad, torch.inf, 1.0), *previous][:2]
+                del step
+                continue
             accepted = passed & active
             counts.accepted.add_(accepted)
             counts.rejected.add_(active & ~accepted)
