@@ -196,6 +196,7 @@ def _row_norms(x: Tensor, tolerance: Tolerance) -> Tensor:
     """The norm of every row, shape (batch,)."""
     if tolerance.norm is rms_norm:
         flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-        return torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
+        size: Tensor = torch.linalg.vector_norm(flat, dim=1)
+        return size / max(flat.shape[1], 1) ** 0.5
     norms: Tensor = torch.func.vmap(tolerance.norm)(x)
     return norms.abs()

@@ -67,7 +67,8 @@ class ExplicitRungeKutta(Method):
             The states there, shape (m, *state).
         """
         weights = (h[:, None] * self._dense_weights(theta)).to(y.dtype)
-        return y + torch.einsum("ms,sm...->m...", weights, torch.stack(dense))
+        increments: Tensor = torch.einsum("ms,sm...->m...", weights, torch.stack(dense))
+        return y + increments
 
     def _dense_weights(self, theta: Tensor) -> Tensor:
         """`b_i(θ)`, shape (m, stages)."""
