@@ -238,7 +238,7 @@ def test_odeint_event_and_dense() -> None:
     with pytest.raises(InvalidArgumentError, match="event_fn must be callable"):
         odeint_event(decay, ONE, TIMES[:1], event_fn=None)  # type: ignore[arg-type]
     dense = odeint_dense(decay, ONE, 0.0, 1.0)
-    with pytest.raises(InvalidArgumentError, match=r"t = 2\.0 lies outside the interval of the solve, 0\.0 to 1\.0"):
+    with pytest.raises(InvalidArgumentError, match=r"t = 2\.0 lies outside .* 0\.0 to 1\.0"):
         dense(2.0)
     with pytest.raises(InvalidArgumentError, match="kI must be positive"):
         PIDController(kI=0.0)

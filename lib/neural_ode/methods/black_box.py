@@ -68,7 +68,7 @@ class BlackBox(ABC):
 
         Raises:
             SolverError: the solve cannot be finished. Its attribute `partial` has the output times that were passed
-                and, at the end, the time that was reached, shape (m,); and the states there, shape (m, *y0.shape).
+                and, at the end, the time that was reached, a list; and the states there, shape (m, *y0.shape).
         """
 
 
@@ -105,8 +105,8 @@ SCIPY_SOLVERS: dict[str, _Entry] = {
 
 `RK23`, `RK45` and `DOP853` are explicit Runge-Kutta methods, `Radau` and `BDF` implicit ones for stiff problems.
 LSODA (Petzold 1983) changes between the Adams methods and the BDF by itself. VODE (Brown, Byrne & Hindmarsh 1989)
-has both, with coefficients for variable steps; ZVODE is VODE for complex states. It makes the steps of VODE, too: of
-a real state they are the same, and the VODE of SciPy 1.17 stays at order 1 on stiff problems.
+has both, with coefficients for variable steps; ZVODE is VODE for complex states. It makes the steps of VODE, too:
+of a real state they are the same, and the VODE of SciPy 1.17 stays at order 1 on stiff problems.
 """
 
 
@@ -179,7 +179,7 @@ class ScipySolver(BlackBox):
                 raise
             passed = [*times[: len(outputs.states)], outputs.now]
             states = _to_torch([*outputs.states, outputs.y], y0)
-            raise error.at(outputs.now, (torch.tensor(passed, dtype=torch.float64), states)) from None
+            raise error.at(outputs.now, (passed, states)) from None
         return _to_torch(outputs.states, y0), dynamics.calls
 
     def _relative(self, rtol: float | Tensor, y0: Tensor) -> float | Array:
