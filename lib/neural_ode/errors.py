@@ -47,6 +47,8 @@ class UnknownNameError(InvalidArgumentError):
 class SolverError(NeuralODEError, RuntimeError):
     """A solve could not be finished.
 
+    The kinds below are also `AssertionError`s: that is what torchdiffeq raises, and what its users catch.
+
     Attributes:
         t: the time that was reached, `None` if unknown.
         partial: what was computed so far: from `solve` a `Solution` with the output times that were passed and,
@@ -62,15 +64,15 @@ class SolverError(NeuralODEError, RuntimeError):
         return self
 
 
-class StepSizeUnderflowError(SolverError):
+class StepSizeUnderflowError(SolverError, AssertionError):
     """The step became too small for the time variable to change."""
 
 
-class MaxStepsError(SolverError):
+class MaxStepsError(SolverError, AssertionError):
     """The solve needed more steps than allowed."""
 
 
-class NonFiniteError(SolverError):
+class NonFiniteError(SolverError, AssertionError):
     """The dynamics returned NaN or infinity and no smaller step helped."""
 
 

@@ -69,7 +69,7 @@ def odeint(
     `solve`, which does the work and has the longer documentation.
 
     Args:
-        func: the dynamics. A derivative that broadcasts to the state, or has another real dtype, is accepted.
+        func: the dynamics. A derivative that broadcasts to the state, or has another dtype, is accepted.
             Callbacks are found on it by their names, `callback_step`, `callback_accept_step` and
             `callback_reject_step`.
         y0: a tensor or a tuple of tensors.
@@ -317,7 +317,7 @@ def _lenient(func: Func, structure: Structure) -> Func:
     def fitted(slope: Any, y: Tensor) -> Any:
         if not isinstance(slope, Tensor) or (slope.shape == y.shape and slope.dtype == y.dtype):
             return slope
-        if slope.dtype != y.dtype and (y.is_complex() or slope.is_floating_point()):
+        if slope.dtype != y.dtype and (y.is_complex() or not slope.is_complex()):
             slope = slope.to(y.dtype)
         if slope.shape != y.shape and slope.squeeze().shape == y.squeeze().shape:
             return slope.reshape(y.shape)
@@ -330,8 +330,10 @@ def _lenient(func: Func, structure: Structure) -> Func:
         slope = func(t, y)
         if isinstance(y, Tensor):
             return fitted(slope, y)
-        if isinstance(slope, tuple | list) and len(slope) == len(y):
-            return tuple(fitted(part, y_part) for part, y_part in zip(slope, y, strict=True))
+        if isinstance(slope, Iterable) and not isinstance(slope, Tensor):
+            parts = tuple(slope)
+            if len(parts) == len(y):
+                return tuple(fitted(part, y_part) for part, y_part in zip(parts, y, strict=True))
         return slope
 
     return lenient
