@@ -58,6 +58,7 @@ class _FixedGrid:
         self.now = clock.times[0]
         # Of the last step, where an output has needed it: the next step can start from it.
         self.slope_at_end: Tensor | None = None
+        self.with_grad = torch.is_grad_enabled()
         # Whether moving an output time moves a grid point with it.
         self.grid_is_outputs = scheme.step_size is None and scheme.grid is None
 
@@ -156,7 +157,8 @@ class _FixedGrid:
         def cubic(theta: Tensor) -> Tensor:
             if self.slope_at_end is None:
                 time = end.to(self.clock.dtype).to(y.device) if isinstance(end, Tensor) else self.clock.tensor(end)
-                self.slope_at_end = self.f(time, step.y1)
+                with torch.set_grad_enabled(self.with_grad):  # an event is looked for without
+                    self.slope_at_end = self.f(time, step.y1)
                 self.stats.nfe += 1
             return _hermite(y, step.y1, step.dense[0], self.slope_at_end, h, theta)
 
