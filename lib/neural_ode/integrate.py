@@ -1,6 +1,7 @@
 """Solving an initial value problem: hands it to the loop that the scheme asks for."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from neural_ode.solution import Segment, Statistics
 from neural_ode.state import Dynamics
 
 __all__ = ["integrate"]
+
+_STEPS = frozenset({"first_step", "min_step", "max_step", "max_steps"})
+_DEFAULT = {f.name: f.default for f in fields(Scheme)}
 
 
 def integrate(
@@ -50,10 +54,14 @@ def integrate(
     if isinstance(scheme.method, BlackBox):
         if event is not None:
             raise InvalidArgumentError(f"{scheme.method.name} does not look for events; dopri5 does")
+        given = {n: getattr(scheme, n) for n in _STEPS & scheme.method.options if getattr(scheme, n) != _DEFAULT[n]}
+        method = scheme.method.configured(**given) if given else scheme.method
         try:
             with torch.no_grad():
-                y, nfe = scheme.method.integrate(f, y0, t, scheme.tolerance.rtol, scheme.tolerance.atol)
+                y, nfe = method.integrate(f, y0, t, scheme.tolerance.rtol, scheme.tolerance.atol)
         except SolverError as error:
+            if error.partial is None:  # raised by f itself
+                raise
             times, states = error.partial
             raise error.at(times[-1], (t.new_tensor(times), states)) from None
         stats.nfe += nfe
