@@ -6,14 +6,19 @@ Hairer, Nørsett & Wanner I, section II.4 (cited as HNW).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.state import Dynamics, Norm
 
 __all__ = ["IntegralController", "PIDController", "Tolerance", "initial_step"]
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ class IntegralController:
         lowest = 1.0 if err <= 1 else self.dfactor
         return min(self.ifactor, max(lowest, self.safety * math.pow(err, -1 / order)))
 
-    def factors(self, err: Tensor, order: int, earlier: Sequence[Tensor] = ()) -> Tensor:
-        """`factor` for many error ratios at once, float64 tensors of one shape."""
-        lowest = torch.where(err <= 1, 1.0, self.dfactor)
-        factor = (self.safety * err ** (-1 / order)).maximum(lowest).clamp(max=self.ifactor)
-        return torch.where(err.isfinite(), factor, self.dfactor)
+    def factors(self, err: Array, order: int, earlier: Sequence[Array] = ()) -> Array:
+        """`factor` for many error ratios at once."""
+        with np.errstate(all="ignore"):
+            factor = np.minimum(np.maximum(self.safety * err ** (-1 / order), self.dfactor), self.ifactor)
+            return np.where(err <= 1, np.maximum(factor, 1.0), np.where(np.isfinite(err), factor, self.dfactor))
 
 
 @dataclass(frozen=True)
@@ -105,16 +110,9 @@ class PIDController(IntegralController):
         )
         return min(1.0 if rejected_before else self.ifactor, max(self.dfactor, self.safety * product))
 
-    def factors(self, err: Tensor, order: int, earlier: Sequence[Tensor] = ()) -> Tensor:
-        past = [torch.where((e > 0) & (e <= 1), e, 1.0) for e in earlier]
-        gains = (self.kI + self.kP + self.kD, -(self.kP + 2 * self.kD), self.kD)
-        product = torch.ones_like(err)
-        for e, gain in zip((err, *past), gains, strict=False):
-            product = product * e.clamp(min=1e-10) ** (-gain / order)
-        most = torch.where(earlier[0] <= 1, self.ifactor, 1.0) if earlier else self.ifactor * torch.ones_like(err)
-        accepted = (self.safety * product).clamp(min=self.dfactor).minimum(most)
-        rejected = (self.safety * err ** (-1 / order)).clamp(self.dfactor, 1.0)
-        return torch.where(err.isfinite(), torch.where(err <= 1, accepted, rejected), self.dfactor)
+    def factors(self, err: Array, order: int, earlier: Sequence[Array] = ()) -> Array:
+        columns = zip(*(e.tolist() for e in (err, *earlier)), strict=True)
+        return np.array([self.factor(e, order, past) for e, *past in columns])
 
 
 @dataclass(frozen=True)

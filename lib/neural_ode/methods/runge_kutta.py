@@ -36,17 +36,23 @@ class ExplicitRungeKutta(Method):
         nodes = (t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)).unbind()
         stages = [f(t, y) if carry is None else carry]
         for node, row in zip(nodes[1:], self._a[1:], strict=True):
-            y1 = y + _weighted_sum(h, row, stages)
+            y1 = _advance(y, h, row, stages)
             stages.append(f(node, y1))
         if not self._fsal:
-            y1 = y + _weighted_sum(h, self._b, stages)
+            y1 = _advance(y, h, self._b, stages)
         return Step(
             y1=y1,
-            error=None if self._b_error is None else _weighted_sum(h, self._b_error, stages),
+            error=None if self._b_error is None else self._error(h, stages),
             dense=tuple(stages),
             carry=stages[-1] if self._fsal else None,
             nfe=self.tableau.stages - (carry is not None),
         )
+
+    def _error(self, h: Tensor | float, stages: list[Tensor]) -> Tensor:
+        assert self._b_error is not None
+        if isinstance(h, Tensor):
+            return _combination(self._b_error, stages, 1.0) * h
+        return _combination(self._b_error, stages, h)
 
     def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
         """`y + h Σ_i b_i(θ) k_i`."""
@@ -54,21 +60,24 @@ class ExplicitRungeKutta(Method):
         increments: Tensor = torch.tensordot(weights, torch.stack(dense), dims=1)
         return y + increments
 
-    def interpolate_rows(self, y: Tensor, dense: tuple[Tensor, ...], h: Tensor, theta: Tensor) -> Tensor:
+    def interpolate_rows(
+        self, y: Tensor, dense: tuple[Tensor, ...], h: Tensor, theta: Tensor, rows: Tensor
+    ) -> Tensor:
         """The continuous extension where every row of a batch has its own step.
 
         Args:
-            y: the states at the start of the steps, shape (m, *state).
+            y: the states at the start of the steps, shape (batch, *state).
             dense: slopes of the steps, each of that shape.
-            h: lengths, shape (m,).
+            h: lengths, shape (batch,).
             theta: where in the steps, shape (m,).
+            rows: of which rows, shape (m,).
 
         Returns:
             The states there, shape (m, *state).
         """
-        weights = (h[:, None] * self._dense_weights(theta)).to(y.dtype)
-        increments: Tensor = torch.einsum("ms,sm...->m...", weights, torch.stack(dense))
-        return y + increments
+        weights = (h[rows, None] * self._dense_weights(theta)).to(y.dtype).T
+        slopes = torch.stack(dense)[:, rows]
+        return y[rows] + (slopes * weights.reshape(*weights.shape, *[1] * (y.dim() - 1))).sum(0)
 
     def _dense_weights(self, theta: Tensor) -> Tensor:
         """`b_i(θ)`, shape (m, stages)."""
@@ -100,18 +109,17 @@ def _folded(row: Sequence[Fraction]) -> list[Fraction]:
     return folded
 
 
-def _weighted_sum(h: Tensor | float, weights: list[float], stages: list[Tensor]) -> Tensor:
-    """`h Σ w_i k_i` without the terms whose weight is zero.
+def _advance(y: Tensor, h: Tensor | float, weights: list[float], stages: list[Tensor]) -> Tensor:
+    """`y + h Σ w_i k_i`; the sum first, so that it is rounded at its own, smaller, size."""
+    if isinstance(h, Tensor):
+        return torch.addcmul(y, _combination(weights, stages, 1.0), h)
+    return y + _combination(weights, stages, h)
 
-    Summed before it is added to the state, so that it is rounded at its own, smaller, size.
-    """
+
+def _combination(weights: list[float], stages: list[Tensor], h: float) -> Tensor:
+    """`h Σ w_i k_i` without the terms whose weight is zero."""
     terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w]
     (first, slope), *rest = terms
-    if isinstance(h, Tensor):
-        total = slope * first
-        for w, k in rest:
-            total = torch.add(total, k, alpha=w)
-        return total * h
     total = slope * (first * h)
     for w, k in rest:
         total = torch.add(total, k, alpha=w * h)
