@@ -203,8 +203,8 @@ class _PerSample:
         row = int(stuck.nonzero()[0][0])
         raise StepSizeUnderflowError(
             f"at t = {self.now[row]} the error control asks for a step of {h[row]:.1e} in row {row} of the batch, "
-            "too small to change t: is the solution finite there? Loosen rtol and atol, use float64, or a method for "
-            "stiff problems"
+            "too small to change t: is the solution finite there? Loosen rtol and atol, use float64, or a method "
+            "for stiff problems"
         )
 
 
