@@ -113,6 +113,8 @@ def follow_event(f: Dynamics, event: EventFunction, component: int, t: Tensor, y
         time = t.detach().to(y.abs().dtype).requires_grad_()
         state = y.detach().requires_grad_()
         value = event(time, state).reshape(-1)[component]
+        if not value.requires_grad:  # it depends on neither
+            return t, y
         c_t, c_y = torch.autograd.grad(value, (time, state), allow_unused=True)
         slope = f(time.detach(), state.detach())
         rate = torch.zeros_like(time) if c_t is None else c_t
