@@ -156,6 +156,8 @@ SOLVE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("step_t and jump_t", {"step_t": [0.5], "jump_t": [0.5]}, Invalid, r"step_t and jump_t.*0\.5"),
     ("jump_t is NaN", {"jump_t": [math.nan]}, Invalid, "jump_t"),
     # what does not go together
+    ("adams on a grid", {"method": "adams", "step_size": 0.1}, Invalid, "implicit_adams"),
+    ("adams and another control", {"method": "adams", "controller": PIDController()}, Invalid, "step control"),
     ("dense without dense output", {"dense": True, "method": "rk4"}, Invalid, "rk4 has no dense output"),
     ("dense and backsolve", {"dense": True, "gradient": "backsolve", "params": ()}, Invalid, "dense=True"),
     ("event is text", {"event": "y = 0"}, Invalid, "event must be callable"),

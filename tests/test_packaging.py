@@ -13,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import neural_ode
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
@@ -57,6 +59,7 @@ def test_environment_installs_the_project() -> None:
 
 
 def test_package_data() -> None:
+    assert neural_ode.__version__ == PROJECT["version"]
     assert files("neural_ode").joinpath("py.typed").is_file()
     assert files("neural_ode").joinpath("claims.yaml").is_file()
 

@@ -22,6 +22,8 @@ from neural_ode.solution import DenseOutput, Solution, Statistics
 from neural_ode.solve import solve
 from neural_ode.step_size import IntegralController, PIDController
 
+__version__ = "0.1.0"
+
 __all__ = [
     "GRADIENTS",
     "METHODS",

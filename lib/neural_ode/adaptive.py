@@ -203,13 +203,14 @@ class _Adaptive:
         limit, clock = self.scheme.max_steps, self.clock
         if waits_for_event:
             raise MaxStepsError(
-                f"no event in {limit} steps from t = {clock.times[0]} to {self.now}: does the event function "
-                "change its sign at all? Allow more with max_steps"
+                f"max_num_steps exceeded: no event in {limit} steps from t = {clock.times[0]} to {self.now}: does "
+                "the event function change its sign at all? Allow more with max_steps"
             )
         raise MaxStepsError(
-            f"{limit} steps were not enough to go on from t = {clock.times[self.outputs.done - 1]} to "
-            f"{clock.times[self.outputs.done]}: reached t = {self.now}; allow more with max_steps, loosen rtol and "
-            "atol, or use a method for stiff problems, such as kvaerno5"
+            f"max_num_steps exceeded: {limit} steps were not enough to go on from "
+            f"t = {clock.times[self.outputs.done - 1]} to {clock.times[self.outputs.done]}: reached "
+            f"t = {self.now}; allow more with max_steps, loosen rtol and atol, or use a method for stiff problems, "
+            "such as kvaerno5"
         )
 
 
@@ -255,6 +256,6 @@ def _give_up(now: float, h: float, err: float) -> None:
             "blow up there, or leave the domain of f?"
         )
     raise StepSizeUnderflowError(
-        f"at t = {now} the error control asks for a step of {h:.1e}, too small to change t: loosen rtol and "
-        "atol, use float64, or a method for stiff problems, such as kvaerno5"
+        f"underflow in dt: at t = {now} the error control asks for a step of {h:.1e}, too small to change t; "
+        "loosen rtol and atol, use float64, or a method for stiff problems, such as kvaerno5"
     )

@@ -27,8 +27,11 @@ class NeuralODEError(Exception):
     """Base class of everything this library raises on purpose."""
 
 
-class InvalidArgumentError(NeuralODEError, ValueError):
-    """An argument has a type, shape or value that cannot be used."""
+class InvalidArgumentError(NeuralODEError, ValueError, AssertionError):
+    """An argument has a type, shape or value that cannot be used.
+
+    Also an `AssertionError`: that is what torchdiffeq raises for most of them, and what its users catch.
+    """
 
 
 class UnknownNameError(InvalidArgumentError):

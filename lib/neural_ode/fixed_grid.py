@@ -86,8 +86,9 @@ class _FixedGrid:
                 scheme.callbacks.step(times[0], y, times[1])
             f = strictly_inside(self.f, now, after) if scheme.perturb else self.f
             time = start.to(clock.dtype).to(y.device) if isinstance(start, Tensor) else clock.tensor(now)
-            # Slopes on both sides of a grid point differ where f is seen only inside the steps.
-            step = method.step(f, time, y, self._in_state_dtype(h), None if scheme.perturb else carry)
+            if scheme.perturb and isinstance(carry, Tensor):
+                carry = None  # the slope at the end of the last step: just inside of this one it may be another
+            step = method.step(f, time, y, self._in_state_dtype(h), carry)
             if number == 0:
                 self._check(step, y)
             stats.nfe += step.nfe

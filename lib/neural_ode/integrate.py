@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.adaptive import adaptive
-from neural_ode.errors import InvalidArgumentError, SolverError
+from neural_ode.errors import SolverError
 from neural_ode.events import EventFunction
 from neural_ode.fixed_grid import fixed_grid
 from neural_ode.methods import BlackBox
@@ -52,8 +52,6 @@ def integrate(
     if len(t) == 1:
         return Trajectory(t, y0[None])
     if isinstance(scheme.method, BlackBox):
-        if event is not None:
-            raise InvalidArgumentError(f"{scheme.method.name} does not look for events; dopri5 does")
         given = {n: getattr(scheme, n) for n in _STEPS & scheme.method.options if getattr(scheme, n) != _DEFAULT[n]}
         method = scheme.method.configured(**given) if given else scheme.method
         try:

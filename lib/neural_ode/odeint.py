@@ -89,7 +89,7 @@ def odeint(
         and the states at `t[0]` and there, differentiable as if that time were fixed; `odeint_event` lets it move.
 
     Raises:
-        NeuralODEError: see `solve`. An event that has not happened after `max_num_steps` steps, by default
+        NeuralODEError: see `solve`; also where a solve on a fixed grid ends in NaN, which torchdiffeq returns. An event that has not happened after `max_num_steps` steps, by default
             20000, raises `MaxStepsError`.
     """
     return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, None, compile)
@@ -276,7 +276,7 @@ def _odeint(
             raise InvalidArgumentError(
                 f"t must hold two times, the start and one in the direction to go, got {len(t)}"
             )
-        away = math.copysign(math.inf, float(t[1]) - float(t[0]))
+        away = math.copysign(math.inf, (t[1] - t[0]).item())
         times = torch.cat([t[:1], t.new_tensor([away])])
         keywords = {"max_steps": _EVENT_STEPS} | keywords
     solution = solve(
@@ -346,7 +346,7 @@ def _keywords(
     chosen = get_method(_ALIASES.get(method, method))
     given = {name: value for name, value in (options or {}).items() if value is not None}
     if isinstance(chosen, BlackBox):
-        known: set[str] = set()
+        known = {"norm"}
     else:
         known = _ADAPTIVE if chosen.adaptive else _FIXED
     for name in given.keys() - known - chosen.options:
@@ -356,6 +356,8 @@ def _keywords(
     own = {name: given.pop(name) for name in chosen.options & given.keys()}
     keywords: dict[str, Any] = {"method": chosen.configured(**own) if own else chosen}
     given.pop("dtype", None)
+    if isinstance(chosen, BlackBox):
+        given.pop("norm", None)
     control = {name: given.pop(name) for name in _CONTROL if name in given}
     if control:
         keywords["controller"] = IntegralController(**control)

@@ -140,6 +140,13 @@ def solve(
             perturb=perturb,
         ),
     )
+    if isinstance(chosen_method, Method) and chosen_method.own_steps:
+        if not scheme.controls_error:
+            raise InvalidArgumentError(f"{chosen_method.name} chooses its steps; on a grid, use implicit_adams")
+        if type(scheme.controller) is not IntegralController:
+            raise InvalidArgumentError(f"{chosen_method.name} has step control of its own, got {scheme.controller}")
+    if event is not None and isinstance(chosen_method, BlackBox):
+        raise InvalidArgumentError(f"{chosen_method.name} does not look for events; dopri5 does")
     if event is not None and math.isinf(times[-1]) and not scheme.controls_error and scheme.step_size is None:
         raise InvalidArgumentError(
             f"{chosen_method.name} needs a step_size to look for an event: without one it takes a single step"

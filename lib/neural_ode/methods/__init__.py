@@ -1,8 +1,24 @@
 """The methods by name. A method is a tableau; how a tableau makes a step is in the modules beside this one."""
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
+from neural_ode.implicit_tableaus import (
+    GL4,
+    GL6,
+    IMPLICIT_EULER,
+    IMPLICIT_MIDPOINT,
+    KVAERNO3,
+    KVAERNO5,
+    RADAU_IIA3,
+    RADAU_IIA5,
+    SDIRK2,
+    TRAPEZOID,
+    TRBDF2,
+)
+from neural_ode.methods.adams import VariableOrderAdams
 from neural_ode.methods.base import Method, Next, Step
 from neural_ode.methods.black_box import BlackBox, ScipySolver
+from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
+from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.tableaus import (
     ADAPTIVE_HEUN,
@@ -18,12 +34,31 @@ from neural_ode.tableaus import (
     TSIT5,
 )
 
-__all__ = ["METHODS", "BlackBox", "ExplicitRungeKutta", "Method", "Next", "ScipySolver", "Step", "get_method"]
+__all__ = [
+    "METHODS",
+    "AdamsBashforth",
+    "AdamsBashforthMoulton",
+    "BlackBox",
+    "ExplicitRungeKutta",
+    "ImplicitRungeKutta",
+    "Method",
+    "Next",
+    "ScipySolver",
+    "Step",
+    "VariableOrderAdams",
+    "get_method",
+]
 
 _EXPLICIT = (EULER, MIDPOINT, HEUN2, HEUN3, RK4, ADAPTIVE_HEUN, FEHLBERG2, BOSH3, DOPRI5, TSIT5, DOPRI8)
+_IMPLICIT = (
+    *(IMPLICIT_EULER, IMPLICIT_MIDPOINT, TRAPEZOID, GL4, GL6, RADAU_IIA3, RADAU_IIA5, SDIRK2, TRBDF2),
+    *(KVAERNO3, KVAERNO5),
+)
 
 METHODS: dict[str, Method | BlackBox] = {
     **{tableau.name: ExplicitRungeKutta(tableau) for tableau in _EXPLICIT},
+    **{tableau.name: ImplicitRungeKutta(tableau) for tableau in _IMPLICIT},
+    **{method.name: method for method in (VariableOrderAdams(), AdamsBashforth(), AdamsBashforthMoulton())},
     "scipy_solver": ScipySolver(),
 }
 

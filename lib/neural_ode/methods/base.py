@@ -58,6 +58,7 @@ class Method(ABC):
         adaptive: whether a step comes with an estimate of its error.
         has_dense_output: whether the method has a continuous extension.
         options: names of what `configured` can change.
+        own_steps: whether it chooses its steps by rules that a grid or another controller would break.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Method(ABC):
     adaptive: bool
     has_dense_output: bool
     options: frozenset[str] = frozenset()
+    own_steps: bool = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

@@ -1,0 +1,210 @@
+"""Adams methods on a given grid: Adams-Bashforth, and Adams-Bashforth-Moulton with a corrector that is iterated.
+
+On a uniform grid they make the same numbers as `explicit_adams` and `implicit_adams` of torchdiffeq: steps of the
+3/8 rule of Kutta as long as fewer than three slopes are known, then multistep formulas with as many slopes as are
+known, at most `max_order - 1`. On other grids the weights follow the distances of the points (Hairer, Nørsett &
+Wanner I, section III.5), so that the order stays; with weights for equal steps, as in torchdiffeq, it would not.
+"""
+
+import copy
+import warnings
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
+from neural_ode.methods.adams import MAX_ORDER, Number, newton_form
+from neural_ode.methods.base import Method, Step
+from neural_ode.methods.runge_kutta import ExplicitRungeKutta
+from neural_ode.state import Dynamics
+from neural_ode.step_size import Tolerance
+from neural_ode.tableaus import RK4
+
+__all__ = ["AdamsBashforth", "AdamsBashforthMoulton"]
+
+_STARTER = ExplicitRungeKutta(RK4)
+_FEWEST_SLOPES = 3
+
+
+class GridHistory(NamedTuple):
+    """What a step starts from.
+
+    Attributes:
+        slopes: at the points before the last, the newest first, shape (m, number of entries of the state).
+        steps: from each of these points to the next: numbers, or tensors of shape () that require a gradient.
+    """
+
+    slopes: Tensor
+    steps: tuple[Number, ...]
+
+
+class Weights(NamedTuple):
+    """Adams formulas: the increment is `h` times the weighted sum of slopes.
+
+    Attributes:
+        predictor: Adams-Bashforth, for the last `k` slopes, the newest first.
+        corrector: Adams-Moulton, for the same slopes.
+        implicit: Adams-Moulton, for the slope at the end of the step.
+    """
+
+    predictor: list[Number]
+    corrector: list[Number]
+    implicit: Number
+
+
+class AdamsBashforth(Method):
+    """The explicit method. A step costs one evaluation.
+
+    The higher the order, the shorter the steps for which it is stable: with the default, a step of 0.02 is too long
+    for a pendulum of frequency 1.
+
+    Attributes:
+        max_order: one more than the highest order that is used, as in torchdiffeq, where it is the order of the
+            corrector in `AdamsBashforthMoulton`. Below 4 nothing but the starting method is left.
+    """
+
+    name = "explicit_adams"
+    options = frozenset({"max_order"})
+    adaptive = False
+    has_dense_output = False
+
+    def __init__(self, max_order: int = MAX_ORDER):
+        if not isinstance(max_order, int) or not 1 <= max_order <= MAX_ORDER:
+            raise InvalidArgumentError(
+                f"max_order of {self.name} must be an integer from 1 to {MAX_ORDER}, got {max_order!r}"
+            )
+        self.max_order = max_order
+        if max_order <= _FEWEST_SLOPES:
+            message = f"{self.name} with max_order={max_order} does the same as rk4: use rk4, or 4 or more"
+            warnings.warn(message, NeuralODEWarning, stacklevel=2)
+        # The first multistep formula, used once, has order 3: an error of h⁴, whatever comes later.
+        self.order = 3 if max_order == _FEWEST_SLOPES + 1 else 4
+
+    def configured(self, **options: Any) -> "AdamsBashforth":
+        return type(self)(**{name: getattr(self, name) for name in self.options} | options)
+
+    def begin(self, slope: Tensor) -> None:
+        return None
+
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: GridHistory | None) -> Step:
+        slope = f(t, y)
+        slopes, steps = slope.reshape(1, -1), ()
+        if carry is not None:
+            slopes = torch.cat([slopes, carry.slopes])[: max(self.max_order - 1, 1)]
+            steps = carry.steps[: len(slopes) - 1]
+        converged = True
+        if len(slopes) < _FEWEST_SLOPES:
+            started = _STARTER.step(f, t, y, h, slope)
+            y1, nfe = started.y1, 1 + started.nfe
+        else:
+            increment, iterations, converged = self._increment(f, t, y, h, slopes, _weights(steps, h))
+            y1, nfe = y + increment, 1 + iterations
+        if not converged:  # a lower order may do better
+            slopes, steps = slopes[:-1], steps[:-1]
+        moves = isinstance(h, Tensor) and h.requires_grad
+        return Step(y1, None, (slope,), GridHistory(slopes, (h if moves else float(h), *steps)), nfe)
+
+    def _increment(
+        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, weights: Weights
+    ) -> tuple[Tensor, int, bool]:
+        """What to add to `y`, the evaluations that it cost, and whether the iteration converged."""
+        return _weighted_sum(weights.predictor, slopes, h).view_as(y), 0, True
+
+    def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
+        raise ValueError(f"{self.name} has no continuous extension")
+
+
+class AdamsBashforthMoulton(AdamsBashforth):
+    """The implicit method, solved by fixed-point iteration that starts from the explicit one.
+
+    The iteration ends when the increment changes by less than `atol + rtol · |increment|` in every entry. If that
+    does not happen, the step is taken all the same, with a warning, and the next one may use one slope less.
+
+    Attributes:
+        max_order: the highest order that is used. Below 4 nothing but the starting method is left.
+        max_iters: most evaluations of the dynamics for the iteration.
+    """
+
+    name = "implicit_adams"
+    options = frozenset({"max_order", "max_iters"})
+
+    def __init__(self, max_order: int = MAX_ORDER, max_iters: int = 4):
+        super().__init__(max_order)
+        if not isinstance(max_iters, int) or max_iters < 1:
+            raise InvalidArgumentError(f"max_iters of {self.name} must be an integer, 1 or more, got {max_iters!r}")
+        self.max_iters = max_iters
+        self.order = 5 if max_order > _FEWEST_SLOPES + 1 else 4
+        self._tolerance = Tolerance(rtol=1e-7, atol=1e-9, norm=_largest)
+
+    def bind(self, tolerance: Tolerance) -> "AdamsBashforthMoulton":
+        bound = copy.copy(self)
+        bound._tolerance = Tolerance(tolerance.rtol, tolerance.atol, _largest)
+        return bound
+
+    def _increment(
+        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, weights: Weights
+    ) -> tuple[Tensor, int, bool]:
+        increment, *_ = super()._increment(f, t, y, h, slopes, weights)
+        known = _weighted_sum(weights.corrector, slopes, h).view_as(y)
+        t1 = t + h
+        for iteration in range(1, self.max_iters + 1):
+            before = increment
+            increment = known + f(t1, y + before) * (h * weights.implicit)
+            if self._tolerance.ratio(increment - before, before, increment) < 1:
+                return increment, iteration, True
+        warnings.warn(
+            f"the iteration of {self.name} did not converge at t = {float(t.detach())}, the solution may be "
+            f"wrong: take shorter steps, loosen rtol and atol, or allow more than max_iters={self.max_iters}",
+            NeuralODEWarning,
+            stacklevel=2,
+        )
+        return increment, self.max_iters, False
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().amax() if x.numel() else x.abs().sum()
+
+
+def _weighted_sum(weights: list[Number], slopes: Tensor, h: Tensor | float) -> Tensor:
+    """`h Σ w_i f_i`, flat."""
+    if isinstance(weights[0], Tensor):
+        vector = torch.stack(weights).to(slopes.dtype)
+    else:
+        vector = torch.tensor(weights, dtype=slopes.dtype, device=slopes.device)
+    return torch.mv(slopes.t(), vector) * h
+
+
+def _weights(steps: tuple[Number, ...], h: Tensor | float) -> Weights:
+    """For a step `h` after steps of these lengths, the newest first; exact fractions where all are equal.
+
+    Where times require gradients, the weights do too: moving one point moves the weights of all.
+    """
+    if isinstance(h, Tensor) and h.requires_grad:
+        return _adams(tuple(step.double() / h.double() for step in steps))
+    length = float(h)
+    ratios = tuple(step / length for step in steps)
+    if all(abs(ratio - 1) < _ROUNDING for ratio in ratios):
+        ratios = (Fraction(1),) * len(steps)  # exact until the end
+    return _cached_adams(ratios)
+
+
+_ROUNDING = 1e-9
+"""Steps whose lengths differ by less than this part are equal: the difference of two times is no more exact."""
+
+
+def _adams(ratios: tuple[Number, ...]) -> Weights:
+    form = newton_form(ratios)
+    k = len(ratios) + 1
+    predictor, extrapolation, implicit = form.predictors[k], form.extrapolations[k], form.g[k]
+    # The corrector adds g_k φ_k, and φ_k is the new slope less the extrapolated one.
+    corrector = [b - implicit * e for b, e in zip(predictor, extrapolation, strict=True)]
+    return Weights(predictor, corrector, implicit)
+
+
+@lru_cache(maxsize=1024)
+def _cached_adams(ratios: tuple[Number, ...]) -> Weights:
+    exact = _adams(ratios)
+    return Weights([float(w) for w in exact.predictor], [float(w) for w in exact.corrector], float(exact.implicit))
