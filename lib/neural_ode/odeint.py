@@ -348,7 +348,7 @@ def _keywords(
     if isinstance(chosen, BlackBox):
         known = {"norm"}
     else:
-        known = _ADAPTIVE if chosen.adaptive else _FIXED
+        known = _ADAPTIVE if chosen.adaptive else _FIXED | ({"max_iters"} if chosen.name == "explicit_adams" else set())
     for name in given.keys() - known - chosen.options:
         text = f"option {name!r} has no effect with method {method!r}{nearest(name, known | chosen.options)}"
         warnings.warn(text, NeuralODEWarning, stacklevel=4)
@@ -356,6 +356,7 @@ def _keywords(
     own = {name: given.pop(name) for name in chosen.options & given.keys()}
     keywords: dict[str, Any] = {"method": chosen.configured(**own) if own else chosen}
     given.pop("dtype", None)
+    given.pop("max_iters", None)  # torchdiffeq's explicit_adams takes it, and does not iterate either
     if isinstance(chosen, BlackBox):
         given.pop("norm", None)
     control = {name: given.pop(name) for name in _CONTROL if name in given}

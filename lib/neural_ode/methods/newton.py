@@ -192,9 +192,9 @@ class Newton:
             delta, size = correction()
             if last is not None and size < before:
                 rate = size / before
-                if damping == 1 and rate / (1 - rate) * size <= wanted:
+                if rate / (1 - rate) * size <= wanted:
                     return W + delta
-                exact = damping < 1 or rate**PATIENCE / (1 - rate) * size > wanted
+                exact = rate**PATIENCE / (1 - rate) * size > wanted
                 if exact:
                     self._linearise(nodes, Y)
                     delta, size = correction()
