@@ -89,8 +89,8 @@ def odeint(
         and the states at `t[0]` and there, differentiable as if that time were fixed; `odeint_event` lets it move.
 
     Raises:
-        NeuralODEError: see `solve`; also where a solve on a fixed grid ends in NaN, which torchdiffeq returns. An event that has not happened after `max_num_steps` steps, by default
-            20000, raises `MaxStepsError`.
+        NeuralODEError: see `solve`; also where a solve on a fixed grid ends in NaN, which torchdiffeq returns. An
+            event that has not happened after `max_num_steps` steps, by default 20000, raises `MaxStepsError`.
     """
     return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, None, compile)
 
@@ -348,7 +348,8 @@ def _keywords(
     if isinstance(chosen, BlackBox):
         known = {"norm"}
     else:
-        known = _ADAPTIVE if chosen.adaptive else _FIXED | ({"max_iters"} if chosen.name == "explicit_adams" else set())
+        known = _ADAPTIVE if chosen.adaptive else _FIXED
+        known = known | ({"max_iters"} if chosen.name == "explicit_adams" else set())
     for name in given.keys() - known - chosen.options:
         text = f"option {name!r} has no effect with method {method!r}{nearest(name, known | chosen.options)}"
         warnings.warn(text, NeuralODEWarning, stacklevel=4)
