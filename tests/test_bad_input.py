@@ -13,6 +13,7 @@ from neural_ode import (
     InvalidArgumentError,
     MaxStepsError,
     NeuralODEError,
+    NewtonError,
     NonFiniteError,
     PIDController,
     Solution,
@@ -88,6 +89,18 @@ SOLVE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("f of a tuple misses a part", {"y0": (ONE, ONE), "f": lambda t, y: y[:1]}, Invalid, "shapes of y0"),
     ("f of a tuple swaps parts", {"y0": (ONE, ONE[:1]), "f": lambda t, y: y[::-1]}, Invalid, "shapes of y0"),
     ("f of a tuple has None", {"y0": (ONE, ONE), "f": lambda t, y: (y[0], None)}, Invalid, "no tensor"),
+    (
+        "Newton fails on a grid",
+        {"f": lambda t, y: y**2 + 1, "method": "implicit_euler", "step_size": 1.0},
+        NewtonError,
+        "step_size|shorter",
+    ),
+    (
+        "Newton fails in a pair on a grid",
+        {"f": lambda t, y: y**2 + 1, "method": "kvaerno5", "step_size": 1.0},
+        NonFiniteError,
+        "kvaerno5 cannot make the step from t = 0.0 to 1.0.*shorter",
+    ),
     # y0
     ("y0 is a list", {"y0": [1.0, 2.0]}, Invalid, "y0 must be a tensor.*list"),
     ("y0 is a number", {"y0": 1.0}, Invalid, "y0 must be a tensor.*float"),

@@ -601,6 +601,15 @@ def test_the_last_slope_is_the_first_of_the_next_step(tableau: ImplicitTableau) 
     assert torch.equal(known.y1, step.y1)
 
 
+@pytest.mark.parametrize("tableau", [IMPLICIT_EULER, RADAU_IIA5], ids=lambda tableau: str(tableau.name))
+def test_the_last_slope_is_the_first_guess_of_the_next_step(tableau: ImplicitTableau) -> None:
+    method, y = ImplicitRungeKutta(tableau), tensor(1.0, 0.5)
+    known = method.step(pendulum, scalar(0), y, 0.01, pendulum(scalar(0), y))
+    unknown = method.step(pendulum, scalar(0), y, 0.01, None)
+    assert known.nfe < unknown.nfe
+    assert torch.allclose(known.y1, unknown.y1, rtol=1e-14)
+
+
 @pytest.mark.parametrize("tableau", [GL4, SDIRK2, KVAERNO5], ids=lambda tableau: str(tableau.name))
 def test_states_of_any_shape(tableau: ImplicitTableau) -> None:
     method = ImplicitRungeKutta(tableau)

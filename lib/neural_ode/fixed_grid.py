@@ -92,6 +92,11 @@ class _FixedGrid:
             if number == 0:
                 self._check(step, y)
             stats.nfe += step.nfe
+            if step.error is not None and torch.isinf(step.error.detach()).any():
+                raise NonFiniteError(
+                    f"{method.name} cannot make the step from t = {now} to {after}: its equations have no solution "
+                    "that Newton's iteration finds, or f is infinite; take shorter steps, or none of fixed length"
+                )
             stats.accepted += 1
             stats.step_sizes.append(after - now)
             if self.record is not None:
