@@ -169,9 +169,8 @@ class _PerSample:
             self._count(1, np.ones(len(h), dtype=bool))
             largest = np.maximum(size_f, sizes(other - slope) / h)
             refined = np.where(largest <= 1e-15, np.maximum(1e-6, 1e-3 * h), (0.01 / largest) ** (1 / order))
-            return self.direction * np.minimum(
-                np.where(np.isfinite(largest), np.minimum(100 * h, refined), h), span
-            )
+            first: Array = np.minimum(np.where(np.isfinite(largest), np.minimum(100 * h, refined), h), span)
+            return self.direction * first
 
     def _collect(self, y: Tensor, dense: tuple[Tensor, ...], h: Array, after: Array, accepted: Array) -> None:
         """Find the states at the output times that the accepted steps pass over."""
@@ -215,4 +214,4 @@ def _row_norms(x: Tensor, tolerance: Tolerance) -> Tensor:
         size: Tensor = torch.linalg.vector_norm(flat, dim=1)
         return size / max(flat.shape[1], 1) ** 0.5
     norms: Tensor = torch.func.vmap(tolerance.norm)(x)
-    return norms.abs()
+    return torch.abs(norms)
