@@ -153,11 +153,13 @@ class _PerSample:
         """As `initial_step`, for every row."""
         span = np.abs(end - self.now)
         if self.scheme.first_step is not None:
-            return self.direction * np.minimum(span, self.scheme.first_step)
+            given: Array = np.minimum(span, self.scheme.first_step)
+            return self.direction * given
         tolerance, order = self.scheme.tolerance, self.method.order
 
         def sizes(x: Tensor) -> Array:
-            return _row_norms(x / scale, tolerance).cpu().numpy().astype(np.float64)
+            found: Array = _row_norms(x / scale, tolerance).cpu().numpy()
+            return found.astype(np.float64)
 
         with torch.no_grad(), np.errstate(all="ignore"):
             scale = tolerance.scale(y.abs())
@@ -211,7 +213,8 @@ def _row_norms(x: Tensor, tolerance: Tolerance) -> Tensor:
     """The norm of every row, shape (batch,)."""
     if tolerance.norm is rms_norm:
         flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-        size: Tensor = torch.linalg.vector_norm(flat, dim=1)
-        return size / max(flat.shape[1], 1) ** 0.5
+        size: Tensor = torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
+        return size
     norms: Tensor = torch.func.vmap(tolerance.norm)(x)
-    return torch.abs(norms)
+    found: Tensor = norms.abs()
+    return found
