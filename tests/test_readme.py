@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 import yaml
 
+import neural_ode
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+def test_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(example, "README.md", "exec"), {})
     forward, backward = capsys.readouterr().out.split()
     assert int(forward) > 8
     assert int(backward) > 8
+
+
+def test_the_table_of_methods_is_complete() -> None:
+    table = README[README.index("| `method=` |") : README.index("### Instead of torchdiffeq")]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(neural_ode.METHODS)
 
 
 def test_links_lead_somewhere() -> None:
