@@ -29,7 +29,7 @@ _ADAPTIVE = {
     *("first_step", "min_step", "max_step", "max_num_steps", "step_t", "jump_t", "norm", "dtype"),
     *_CONTROL,
 }
-_FIXED = {"step_size", "grid_constructor", "interp", "perturb", "norm", "dtype"}
+_FIXED = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
 _RENAMED = {"max_num_steps": "max_steps", "interp": "interpolation"}
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 _RESET: dict[str, Any] = {

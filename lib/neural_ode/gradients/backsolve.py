@@ -22,7 +22,7 @@ from neural_ode.solution import Statistics
 from neural_ode.state import Dynamics, State, TupleState, max_rms_norm
 from neural_ode.step_size import Tolerance
 
-__all__ = ["AdjointNorm", "Backsolve"]
+__all__ = ["AdjointNorm", "AugmentedSystem", "Backsolve"]
 
 AdjointNorm = Callable[[State, State, tuple[Tensor, ...]], Tensor]
 """Norm of `(z, a, (∂L/∂θ, …))`: state and adjoint in the structure of `y0`, a gradient for each parameter."""
@@ -77,7 +77,7 @@ class Backsolve:
         return found[0]._replace(y=y, t=times if ended else problem.t)
 
     def scheme(
-        self, forward: Scheme, augmented: "_Augmented", norm: Callable[[tuple[Tensor, ...]], Tensor]
+        self, forward: Scheme, augmented: "AugmentedSystem", norm: Callable[[tuple[Tensor, ...]], Tensor]
     ) -> Scheme:
         """How the backward solve is made."""
         method = forward.method if self.method is None else get_method(self.method)
@@ -125,7 +125,7 @@ class Backsolve:
         return default
 
 
-class _Augmented:
+class AugmentedSystem:
     """The system of Algorithm 1, `[z, a, ∂L/∂θ]`, packed into one vector of the state's dtype."""
 
     def __init__(self, f: Dynamics, y: Tensor, params: tuple[Tensor, ...]):
@@ -263,7 +263,7 @@ def _solve_back(
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """`∂L/∂z(t_0)`, `∂L/∂t` where wanted, and `∂L/∂θ`."""
     f: Dynamics = ctx.problem.f
-    augmented = _Augmented(f, y[0], params)
+    augmented = AugmentedSystem(f, y[0], params)
     scheme = ctx.options.scheme(ctx.scheme, augmented, lambda parts: ctx.adjoint_options["norm"](parts))
     stats = ctx.stats.backward = Statistics()
     times_wanted = ctx.needs_input_grad[6]
