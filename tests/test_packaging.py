@@ -85,7 +85,7 @@ def test_imports_go_one_way() -> None:
         ["solution", "scheme", "events"],
         ["adaptive", "per_sample"],
         ["fixed_grid"],
-        ["integrate", "structure", "compiled"],
+        ["integrate", "structure"],
         ["gradients"],
         ["solve"],
         ["odeint"],

@@ -1,6 +1,7 @@
 """`solve`: the entry point of the library."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
 from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
 from neural_ode.integrate import integrate
-from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
+from neural_ode.methods import BlackBox, CompiledRungeKutta, ExplicitRungeKutta, Method, get_method
 from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
@@ -114,6 +115,8 @@ def solve(
     structure = Structure(y0, batched)
     times = _times(t, event is not None, structure.y0 if batched else None)
     chosen_method = get_method(method)
+    if compile:
+        chosen_method = _compiled(chosen_method)
     chosen_gradient = get_gradient(gradient)
     tolerance = Tolerance(
         structure.tolerance("rtol", rtol), structure.tolerance("atol", atol), structure.packed_norm(norm)
@@ -158,7 +161,6 @@ def solve(
         params=_params(f, chosen_gradient, params),
         restore=structure.restore,
         event=None if event is None else structure.event(event),
-        compile=compile,
     )
     stats = Statistics()
     output: DenseOutput | None = None
@@ -181,6 +183,17 @@ def solve(
         )
     shown = t if isinstance(t, Tensor) and trajectory.event is None else trajectory.t
     return Solution(shown, structure.restore(trajectory.y), stats, output, trajectory.event)
+
+
+def _compiled(method: Method | BlackBox) -> Method | BlackBox:
+    if isinstance(method, ExplicitRungeKutta):
+        return CompiledRungeKutta(method.tableau)
+    warnings.warn(
+        f"compile=True is for explicit Runge-Kutta methods, such as dopri5; {method.name} runs as it is",
+        NeuralODEWarning,
+        stacklevel=3,
+    )
+    return method
 
 
 def _solve_dense(

@@ -1,0 +1,97 @@
+"""Explicit Runge-Kutta steps compiled by `torch.compile`.
+
+A step is a pure function of tensors, so it compiles to one graph: stages, new state and error estimate. Its length
+is a tensor in there, and parameters of modules are inputs, so that new steps, tolerances and parameter values
+compile nothing. What cannot be compiled runs as it is.
+"""
+
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neural_ode.errors import NeuralODEWarning
+from neural_ode.methods.base import Step
+from neural_ode.methods.runge_kutta import ExplicitRungeKutta
+from neural_ode.state import Dynamics
+from neural_ode.tableaus import ButcherTableau
+
+__all__ = ["CompiledRungeKutta"]
+
+_graphs: dict[tuple[Any, ...], Callable[..., Step]] = {}
+"""One compiled function for each method and kind of dynamics: PyTorch counts recompilations by code object."""
+
+_given_up: set[tuple[Any, ...]] = set()
+"""Kinds that could not be compiled, and about which the user has been told."""
+
+
+class CompiledRungeKutta(ExplicitRungeKutta):
+    """The same method with compiled steps.
+
+    The first step with new dynamics, another dtype or number of dimensions takes seconds: PyTorch keeps what it
+    compiled for this process, and on disk for the next.
+    """
+
+    def __init__(self, tableau: ButcherTableau):
+        super().__init__(tableau)
+        self._plain = ExplicitRungeKutta(tableau)
+
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
+        key = (self.name, *_kind(f), y.dtype, y.dim(), torch.is_grad_enabled())
+        if key in _given_up:
+            return self._plain.step(f, t, y, h, carry)
+        if key not in _graphs:
+            _graphs[key] = _fresh(y.device.type)
+        length = h if isinstance(h, Tensor) else torch.tensor(h, dtype=t.dtype, device=t.device)
+        try:
+            # The adjoint equation has products with Jacobians in its dynamics; modules count their evaluations.
+            with torch._dynamo.config.patch(trace_autograd_ops=True, allow_unspec_int_on_nn_module=True):
+                return _graphs[key](self._plain, f, t, y, length, carry)
+        except _compiler_errors() as error:
+            _given_up.add(key)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(
+                f"compile=True: {_name(f)} cannot be compiled and runs as it is ({reason})",
+                NeuralODEWarning,
+                stacklevel=2,
+            )
+            return self._plain.step(f, t, y, h, carry)
+
+
+def _fresh(device: str) -> Callable[..., Step]:
+    """A compiled step with a code object of its own."""
+
+    def step(
+        method: ExplicitRungeKutta, f: Dynamics, t: Tensor, y: Tensor, h: Tensor, carry: Tensor | None
+    ) -> Step:
+        return method.step(f, t, y, h, carry)
+
+    own = types.FunctionType(step.__code__.replace(), step.__globals__, f"step_{len(_graphs)}")
+    options: dict[str, Any] = {"cpp_wrapper": True} if device == "cpu" else {}
+    compiled: Callable[..., Step] = torch.compile(own, fullgraph=True, options=options)
+    return compiled
+
+
+def _kind(f: Any) -> tuple[Any, ...]:
+    """What dynamics have in common that share compiled code; tensors and numbers in them are looked after there."""
+    if isinstance(f, types.FunctionType):
+        cells = [cell.cell_contents for cell in f.__closure__ or ()]
+        return f.__code__, *(part for x in cells if callable(x) for part in _kind(x))
+    if isinstance(f, torch.nn.Module):
+        return type(f), repr(f)
+    own = [x for x in vars(f).values() if callable(x)] if hasattr(f, "__dict__") else []
+    return type(f), *(part for x in own for part in _kind(x))
+
+
+def _name(f: Any) -> str:
+    return getattr(f, "__name__", None) or type(f).__name__
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    return TorchDynamoException, CppCompileError, InvalidCxxCompiler
