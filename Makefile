@@ -2,6 +2,7 @@
 # make test      all checks: lint, types, unit tests, notebooks
 # make lab       JupyterLab
 # make notebooks store fresh outputs in notebooks/
+# make benchmarks  speed beside the peers, ten minutes on a quiet machine: benchmarks/results.json
 # make lock      new requirements.lock.txt from the ranges in pyproject.toml
 # make clean     remove everything that a command has made, but not figures/paper and runs/paper
 #
@@ -23,7 +24,7 @@ PINS := $(if $(filter Linux-x86_64-3.11,$(PLATFORM)),-c $(LOCK))
 # DVC wants to know when there is no git around it, as in an unpacked archive.
 DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config --local core.no_scm true
 
-.PHONY: figures test lab notebooks lock clean
+.PHONY: figures test lab notebooks benchmarks lock clean
 
 figures: $(VENV)/notebooks.stamp
 	$(DVC_WITHOUT_GIT)
@@ -42,6 +43,9 @@ lab: $(VENV)/notebooks.stamp
 
 notebooks: figures
 	python -m neural_ode.pipeline.refresh
+
+benchmarks: $(VENV)/dev.stamp
+	python -m benchmarks
 
 lock:
 	rm -rf .lock-venv

@@ -1,0 +1,293 @@
+"""What is measured, and what was to be reached."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks import contenders, problems
+from benchmarks.timing import Contender, Interval, Measured, Run, measure, ratio
+
+__all__ = ["CASES", "Case", "Goal", "case_rows", "deviation"]
+
+_COMPILED = "neural_ode, compiled"
+_EITHER = ("neural_ode", _COMPILED)
+_ROUNDS = (5, 60)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on how one contender compares with another.
+
+    Attributes:
+        sentence: the goal in words.
+        of: whose time it is; of several the fastest.
+        to: what it is compared with; of several the fastest.
+        kind: what is bounded: `"speedup"`, time of `to` over time of `of`, from below; from above `"cost"`, the
+            inverse; `"cost per evaluation"`, that of one evaluation of the dynamics; `"difference"`, in seconds.
+        bound: the bound.
+    """
+
+    sentence: str
+    of: tuple[str, ...]
+    to: tuple[str, ...]
+    kind: Literal["speedup", "cost", "cost per evaluation", "difference"]
+    bound: float
+
+    def judge(self, found: Mapping[str, Measured]) -> dict[str, Any]:
+        """The goal, the measurement with its interval, and whether the goal is met."""
+        verdict: dict[str, Any] = {"goal": self.sentence, "kind": self.kind, "bound": self.bound}
+        of, to = _fastest(found, self.of), _fastest(found, self.to)
+        if of is None or to is None:
+            missing = self.of if of is None else self.to
+            return verdict | {"verdict": "not measured", "missing": " or ".join(missing)}
+        measured = self._measured(found[of], found[to])
+        met = measured.estimate >= self.bound if self.kind == "speedup" else measured.estimate <= self.bound
+        return verdict | {"of": of, "to": to, "measured": list(measured), "verdict": "met" if met else "missed"}
+
+    def _measured(self, of: Measured, to: Measured) -> Interval:
+        if self.kind == "speedup":
+            return ratio(to.seconds, of.seconds)
+        if self.kind == "cost per evaluation":
+            assert of.nfe is not None
+            assert to.nfe is not None
+            return ratio(of.seconds / of.nfe, to.seconds / to.nfe)
+        return ratio(of.seconds, to.seconds, difference=self.kind == "difference")
+
+
+def _fastest(found: Mapping[str, Measured], names: tuple[str, ...]) -> str | None:
+    present = [name for name in names if name in found]
+    return min(present, key=lambda name: float(np.median(found[name].seconds)), default=None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        title: what is computed.
+        baseline: the contender that ratios are relative to.
+        contenders: who takes part, given whether the problem is to be small.
+        agreement: how far results may lie from those of the baseline, relative to their length.
+        goals: what was to be reached.
+        budget: seconds for all rounds together.
+        rounds: fewest and most rounds.
+    """
+
+    title: str
+    baseline: str
+    contenders: Callable[[bool], list[Contender]]
+    agreement: float
+    goals: tuple[Goal, ...]
+    budget: float = 8.0
+    rounds: tuple[int, int] = _ROUNDS
+
+
+def case_rows(name: str, threads: int, quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure a case.
+
+    Returns:
+        A row for each contender, measured or left out, and one for each goal.
+    """
+    case = CASES[name]
+    entered = case.contenders(quick)
+    known = {"case": name, "threads": threads}
+    left_out = {c.name: "left out by --quick: compiles for long" for c in entered if quick and c.compiles}
+    taking_part = [c for c in entered if c.name not in left_out]
+    found, skipped = measure(taking_part, 0.0 if quick else case.budget, (2, 2) if quick else case.rounds)
+    skipped |= left_out
+    base = found.get(case.baseline)
+    away = {n: None if base is None else deviation(m.values, base.values) for n, m in found.items()}
+    for contender, distance in away.items():
+        if distance is not None and not distance <= case.agreement:
+            # Another result: its time says nothing.
+            skipped[contender] = f"the result is {distance:.2g} away from that of {case.baseline}"
+            del found[contender]
+    rows: list[dict[str, Any]] = []
+    for contender in (c.name for c in entered):
+        row = known | {"contender": contender}
+        if contender not in found:
+            rows.append(row | {"skipped": skipped[contender]})
+            continue
+        measured = found[contender]
+        quartiles = np.quantile(measured.seconds, [0.25, 0.5, 0.75])
+        row |= dict(zip(("q1", "median", "q3"), map(float, quartiles), strict=True))
+        row |= {"rounds": len(measured.seconds), "first_call": measured.first_call, "nfe": measured.nfe}
+        if base is not None:
+            row |= {"ratio": list(ratio(base.seconds, measured.seconds)), "deviation": away[contender]}
+        rows.append(row)
+    return rows, [known | goal.judge(found) for goal in case.goals]
+
+
+def deviation(values: list[Any], reference: list[Any]) -> float | None:
+    """The distance from the reference relative to its length, `None` where the results are of other kinds."""
+    if [v.shape for v in values] != [r.shape for r in reference] or not values:
+        return None
+    flat, exact = (np.concatenate([x.ravel() for x in xs]) for xs in (values, reference))
+    return float(np.linalg.norm(flat - exact) / np.linalg.norm(exact))
+
+
+def _pair(problem: problems.Problem, tolerance: float, gradient: Any) -> list[Contender]:
+    """torchdiffeq, this library, and this library compiled."""
+    return [
+        contenders.torchdiffeq(problem, "dopri5", tolerance, gradient),
+        contenders.ours(problem, "dopri5", tolerance, gradient),
+        contenders.ours(problem, "dopri5", tolerance, gradient, name=_COMPILED, compile=True),
+    ]
+
+
+def _forward(small: bool) -> list[Contender]:
+    problem, tolerance = problems.network(small), 1e-6
+
+    def evaluations() -> int:
+        nfe = contenders.ours(problem, "dopri5", tolerance).prepare()()[1]
+        assert nfe is not None
+        return nfe
+
+    compiled_f = "torchdiffeq, f compiled"
+    return [
+        *_pair(problem, tolerance, None),
+        contenders.torchdiffeq(problem, "dopri5", tolerance, name=compiled_f, compile_dynamics=True),
+        contenders.compiled_dynamics(problem, evaluations),
+        contenders.diffrax(problem, "dopri5")(tolerance),
+    ]
+
+
+def _network_gradient(gradient: contenders.GradientName) -> Callable[[bool], list[Contender]]:
+    def build(small: bool) -> list[Contender]:
+        problem = problems.network(small)
+        return [*_pair(problem, 1e-6, gradient), contenders.diffrax(problem, "dopri5", gradient)(1e-6)]
+
+    return build
+
+
+def _per_sample(small: bool) -> list[Contender]:
+    problem, tolerance = problems.van_der_pol(small), 1e-6
+    return [
+        contenders.torchdiffeq(problem, "dopri5", tolerance),
+        contenders.ours(problem, "dopri5", tolerance),
+        contenders.ours(problem, "dopri5", tolerance, name="neural_ode, per sample", batched=True),
+        contenders.torchode(problem, "dopri5", tolerance, "eager"),
+        contenders.torchode(problem, "dopri5", tolerance, "script", "torchode, TorchScript"),
+        contenders.torchode(problem, "dopri5", tolerance, "compile", "torchode, compiled"),
+    ]
+
+
+def _imports(small: bool) -> list[Contender]:
+    def interpreter(code: str) -> Contender:
+        def run() -> tuple[Any, int | None]:
+            subprocess.run([sys.executable, "-c", code], check=True)
+            return (), None
+
+        def prepare() -> Run:
+            return run
+
+        return Contender(code, prepare)
+
+    return [interpreter("import torch"), interpreter("import torch, neural_ode")]
+
+
+def _faster(sentence: str, bound: float, of: tuple[str, ...] = _EITHER) -> Goal:
+    return Goal(sentence, of, ("torchdiffeq",), "speedup", bound)
+
+
+CASES: dict[str, Case] = {
+    "forward": Case(
+        "2–50–2 network, batch 128, float32, dopri5 at 1e-6, 50 outputs",
+        "torchdiffeq",
+        _forward,
+        1e-2,
+        (
+            _faster("eager at least 1.8 times as fast as torchdiffeq", 1.8, ("neural_ode",)),
+            _faster("compiled at least 8 times as fast as torchdiffeq", 8.0, (_COMPILED,)),
+            Goal(
+                "compiled at most 1.15 times the evaluations of f alone",
+                (_COMPILED,),
+                ("f alone, compiled",),
+                "cost",
+                1.15,
+            ),
+        ),
+    ),
+    "gradient-direct": Case(
+        "the same with gradients of initial values and parameters, through the steps",
+        "torchdiffeq",
+        _network_gradient("direct"),
+        5e-2,
+        (_faster("compiled at least 5 times as fast as torchdiffeq", 5.0, (_COMPILED,)),),
+    ),
+    "gradient-backsolve": Case(
+        "the same with gradients by the adjoint method",
+        "torchdiffeq",
+        _network_gradient("backsolve"),
+        5e-2,
+        (_faster("compiled at least 15 times as fast as odeint_adjoint", 15.0, (_COMPILED,)),),
+        budget=10.0,
+    ),
+    "mnist-direct": Case(
+        "ODE block of the MNIST network, batch 128, dopri5 at 1e-3, gradients through the steps",
+        "torchdiffeq",
+        lambda small: _pair(problems.mnist_block(16 if small else 128), 1e-3, "direct"),
+        5e-2,
+        (_faster("at least 1.5 times as fast as torchdiffeq", 1.5),),
+        budget=10.0,
+    ),
+    "mnist-backsolve": Case(
+        "the same with gradients by the adjoint method",
+        "torchdiffeq",
+        lambda small: _pair(problems.mnist_block(16 if small else 128), 1e-3, "backsolve"),
+        0.2,  # the adjoint of a network with kinks, at a tolerance of 1e-3
+        (_faster("at least 1.5 times as fast as odeint_adjoint", 1.5),),
+        budget=10.0,
+    ),
+    "cnf": Case(
+        "continuous normalizing flow, 64 units, batch 512, dopri5 at 1e-5, gradients by the adjoint method",
+        "torchdiffeq",
+        lambda small: _pair(problems.cnf(small), 1e-5, "backsolve"),
+        5e-2,
+        (_faster("at least 2.5 times as fast as odeint_adjoint", 2.5),),
+        budget=10.0,
+    ),
+    "per-sample": Case(
+        "Van der Pol with μ = 2, batch 256, float64, dopri5 at 1e-6, 50 outputs, steps for each sample",
+        "torchdiffeq",
+        _per_sample,
+        1e-2,
+        (
+            Goal(
+                "a step for each sample costs at most 1.25 times a joint step",
+                ("neural_ode, per sample",),
+                ("neural_ode",),
+                "cost per evaluation",
+                1.25,
+            ),
+            Goal(
+                "faster than torchode",
+                ("neural_ode, per sample",),
+                ("torchode", "torchode, TorchScript", "torchode, compiled"),
+                "speedup",
+                1.0,
+            ),
+        ),
+    ),
+    "import": Case(
+        "import in a fresh interpreter",
+        "import torch",
+        _imports,
+        1.0,
+        (
+            Goal(
+                "at most 0.3 s on top of import torch",
+                ("import torch, neural_ode",),
+                ("import torch",),
+                "difference",
+                0.3,
+            ),
+        ),
+        budget=20.0,
+        rounds=(3, 9),
+    ),
+}

@@ -1,0 +1,204 @@
+"""The results as a file and as figures."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from benchmarks.cases import CASES
+from benchmarks.problems import PROBLEMS
+from neural_ode.files import write_atomically
+
+__all__ = ["case_table", "draw_precision", "goal_table", "load", "machine", "merge", "save"]
+
+_PACKAGES = ("neural-ode", "torch", "torchdiffeq", "torchode", "jax", "jaxlib", "diffrax", "scipy", "numpy")
+_KEYS = {"rows": "case", "goals": "case", "work_precision": "problem"}
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_LIBRARIES = {
+    "neural_ode": (_PALETTE[0], "-"),
+    "neural_ode, compiled": (_PALETTE[2], "-"),
+    "torchdiffeq": (_PALETTE[3], "--"),
+    "diffrax": (_PALETTE[1], "-."),
+    "torchode": (_PALETTE[4], ":"),
+    "SciPy": (_PALETTE[7], "--"),
+}
+_METHODS = {
+    "dopri5": "o",
+    "tsit5": "s",
+    "dopri8": "D",
+    "bosh3": "^",
+    "adams": "v",
+    "RK45": "X",
+    "DOP853": "P",
+    "LSODA": "*",
+}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on besides the code: processor and versions. No names of hosts or folders."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write the results, one row a line, so that versions of the file can be compared."""
+    parts = []
+    for key, value in results.items():
+        if key in _KEYS:
+            lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in _rounded(value))
+            parts.append(f'  "{key}": [\n{lines}\n  ]')
+        else:
+            parts.append(f'  "{key}": {json.dumps(value, ensure_ascii=False)}')
+    write_atomically(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Four significant digits: more would be noise."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    if isinstance(value, dict):
+        return {key: _rounded(x) for key, x in value.items()}
+    return value
+
+
+def merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Replace what was measured again, with the same number of threads.
+
+    Results of another machine or of other versions are dropped: they cannot stand in one table.
+    """
+    if old is None or old["machine"] != new["machine"] or old["quick"] != new["quick"]:
+        return new
+    merged = dict(new)
+    for key, by in _KEYS.items():
+        again = {(row[by], row["threads"]) for row in new[key]}
+        kept = [row for row in old[key] if (row[by], row["threads"]) not in again]
+        order = [*CASES, *PROBLEMS]
+        merged[key] = sorted(kept + new[key], key=lambda row: (row["threads"], order.index(row[by])))
+    return merged
+
+
+def case_table(results: dict[str, Any], case: str, threads: int) -> pd.DataFrame:
+    """Who took how long."""
+    table = {}
+    for row in _select(results["rows"], threads, case=case):
+        if "skipped" in row:
+            table[row["contender"]] = {"remark": row["skipped"]}
+            continue
+        low, high = row["ratio"][1:] if "ratio" in row else (None, None)
+        table[row["contender"]] = {
+            "median (ms)": 1e3 * row["median"],
+            "quartiles (ms)": f"{1e3 * row['q1']:.3g} – {1e3 * row['q3']:.3g}",
+            f"times as fast as {CASES[case].baseline}": row["ratio"][0] if "ratio" in row else None,
+            "95 % interval": f"{low:.3g} – {high:.3g}" if low is not None else None,
+            "NFE": "–" if row["nfe"] is None else f"{row['nfe']}",
+            "first call (s)": row["first_call"],
+            "remark": "",
+        }
+    return pd.DataFrame.from_dict(table, orient="index").fillna({"remark": ""})
+
+
+def goal_table(results: dict[str, Any], threads: int) -> pd.DataFrame:
+    """Every goal, what was measured, and the verdict."""
+    table = []
+    for goal in _select(results["goals"], threads):
+        sign = "≥" if goal["kind"] == "speedup" else "≤"
+        unit = " s" if goal["kind"] == "difference" else ""
+        row = {"case": goal["case"], "goal": goal["goal"], "bound": f"{sign} {goal['bound']:g}{unit}"}
+        if "measured" in goal:
+            estimate, low, high = goal["measured"]
+            row |= {
+                "measured": f"{estimate:.3g}{unit}",
+                "95 % interval": f"{low:.3g} – {high:.3g}",
+                "of": goal["of"],
+            }
+        else:
+            row |= {"measured": "–", "95 % interval": "–", "of": f"missing: {goal['missing']}"}
+        table.append(row | {"verdict": goal["verdict"]})
+    return pd.DataFrame(table).set_index("case")
+
+
+def _select(rows: Iterable[dict[str, Any]], threads: int, **values: Any) -> list[dict[str, Any]]:
+    wanted = values | {"threads": threads}
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def draw_precision(results: dict[str, Any], threads: int) -> Figure:
+    """Error against seconds and against evaluations, a pair of panels for each problem."""
+    rows = [row for row in _select(results["work_precision"], threads) if "error" in row]
+    names = [name for name in PROBLEMS if any(row["problem"] == name for row in rows)]
+    blocks = -(-len(names) // 3)
+    figure, axes = plt.subplots(2 * blocks, 3, figsize=(13, 7.5 * blocks + 1), squeeze=False)
+    for panel in axes.flat:
+        panel.set_visible(False)
+    for k, name in enumerate(names):
+        for i, (work, label) in enumerate((("seconds", "seconds"), ("nfe", "evaluations of f"))):
+            panel = axes[2 * (k // 3) + i, k % 3]
+            panel.set_visible(True)
+            _draw_panel(panel, [row for row in rows if row["problem"] == name], work)
+            panel.set(
+                xlabel=label, ylabel="largest error", title=PROBLEMS[name](results["quick"]).title if i == 0 else ""
+            )
+    used = {key: [row[key] for row in rows] for key in ("library", "method")}
+    handles = [
+        *(Line2D([], [], color=c, ls=ls, label=n) for n, (c, ls) in _LIBRARIES.items() if n in used["library"]),
+        *(
+            Line2D([], [], color="0.3", ls="", marker=m, label=n)
+            for n, m in _METHODS.items()
+            if n in used["method"]
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=7)
+    return figure
+
+
+def _draw_panel(axes: Axes, rows: list[dict[str, Any]], work: str) -> None:
+    frame = pd.DataFrame(rows)
+    for (library, method), curve in frame.groupby(["library", "method"], sort=False):
+        color, style = _LIBRARIES[library]
+        x, y = curve[work].astype(float), curve["error"]
+        axes.plot(x, y, color=color, ls=style, marker=_METHODS[method], ms=4, lw=1.2, alpha=0.85)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
