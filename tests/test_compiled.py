@@ -1,13 +1,30 @@
 """Compiled steps: the numbers of plain ones, nothing compiled twice, plain steps where it cannot be done."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from neural_ode import Backsolve, NeuralODEWarning, odeint, odeint_adjoint, solve
+import neural_ode.compiled
+from neural_ode import (
+    Backsolve,
+    MaxStepsError,
+    NeuralODEWarning,
+    Statistics,
+    StepSizeUnderflowError,
+    odeint,
+    odeint_adjoint,
+    solve,
+)
+from neural_ode.compiled import compiled_integrate
+from neural_ode.integrate import integrate
+from neural_ode.methods import get_method
+from neural_ode.scheme import Scheme
+from neural_ode.state import rms_norm
+from neural_ode.step_size import Tolerance
 
 
 class Field(nn.Module):
@@ -64,9 +81,63 @@ def test_gradients(field: Field, ode) -> None:
         torch.testing.assert_close(compiled, plain, rtol=2e-3, atol=2e-3)
 
 
+class Smooth(nn.Module):
+    """Without side effects: such a solve is one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(torch.cat([y, torch.sin(3 * t).expand(len(y), 1)], dim=1))
+
+
+def scheme(tolerance: float, **how: Any) -> Scheme:
+    return Scheme(get_method("dopri5"), Tolerance(tolerance, tolerance, rms_norm), **how)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_whole_solve_in_one_graph(sign: int) -> None:
+    """Same steps, states and gradients, also of the times, as the loop in Python."""
+    f = Smooth()
+    found = []
+    for run in (integrate, compiled_integrate):
+        y0 = start().double().requires_grad_()
+        t = (sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)).requires_grad_()
+        stats = Statistics()
+        y = run(f, y0, t, scheme(1e-7), stats).y
+        gradients = torch.autograd.grad(
+            (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [y0, t, *f.parameters()]
+        )
+        found.append((stats, y, *gradients))
+    (plain, *expected), (compiled, *values) = found
+    assert (plain.nfe, plain.accepted, plain.rejected) == (compiled.nfe, compiled.accepted, compiled.rejected)
+    assert compiled.step_sizes == pytest.approx(plain.step_sizes, rel=1e-6)
+    for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_failures_are_those_of_the_plain_solve() -> None:
+    y0 = torch.ones(3, 1, dtype=torch.float64)
+    for compile in (False, True):
+        with torch.no_grad(), pytest.raises(StepSizeUnderflowError, match=r"t = (0\.9999|1\.0000)"):
+            solve(lambda t, y: y * y, y0, [0.0, 2.0], compile=compile)
+        with torch.no_grad(), pytest.raises(MaxStepsError, match="3 steps"):
+            solve(lambda t, y: y * y, y0, [0.0, 0.5], compile=compile, max_steps=3)
+
+
+def test_tanh_in_the_graph_is_accurate() -> None:
+    x = torch.linspace(-12, 12, 200_001)
+    exact = torch.tanh(x.double())
+    error = ((neural_ode.compiled._tanh(x) - exact) / exact).abs().nan_to_num().max()
+    assert error < 4 * torch.finfo(torch.float32).eps
+
+
 def test_evaluations_are_still_counted_by_the_module(field: Field) -> None:
-    field.nfe = 0
     with torch.no_grad():
+        solve(field, start(), [0.0, 1.0], compile=True)  # finds out that counting cannot be compiled as a whole
+        field.nfe = 0
         solution = solve(field, start(), [0.0, 1.0], compile=True)
     assert field.nfe == solution.stats.nfe
 

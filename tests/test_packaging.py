@@ -86,6 +86,7 @@ def test_imports_go_one_way() -> None:
         ["adaptive", "per_sample"],
         ["fixed_grid"],
         ["integrate", "structure"],
+        ["compiled"],
         ["gradients"],
         ["solve"],
         ["odeint"],

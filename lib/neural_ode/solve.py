@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from neural_ode.compiled import with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
 from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
 from neural_ode.integrate import integrate
-from neural_ode.methods import BlackBox, CompiledRungeKutta, ExplicitRungeKutta, Method, get_method
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
 from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
@@ -116,7 +117,7 @@ def solve(
     times = _times(t, event is not None, structure.y0 if batched else None)
     chosen_method = get_method(method)
     if compile:
-        chosen_method = _compiled(chosen_method)
+        _check_compiled(chosen_method)
     chosen_gradient = get_gradient(gradient)
     tolerance = Tolerance(
         structure.tolerance("rtol", rtol), structure.tolerance("atol", atol), structure.packed_norm(norm)
@@ -161,6 +162,7 @@ def solve(
         params=_params(f, chosen_gradient, params),
         restore=structure.restore,
         event=None if event is None else structure.event(event),
+        compile=compile,
     )
     stats = Statistics()
     output: DenseOutput | None = None
@@ -185,15 +187,13 @@ def solve(
     return Solution(shown, structure.restore(trajectory.y), stats, output, trajectory.event)
 
 
-def _compiled(method: Method | BlackBox) -> Method | BlackBox:
-    if isinstance(method, ExplicitRungeKutta):
-        return CompiledRungeKutta(method.tableau)
-    warnings.warn(
-        f"compile=True is for explicit Runge-Kutta methods, such as dopri5; {method.name} runs as it is",
-        NeuralODEWarning,
-        stacklevel=3,
-    )
-    return method
+def _check_compiled(method: Method | BlackBox) -> None:
+    if not isinstance(method, ExplicitRungeKutta):
+        warnings.warn(
+            f"compile=True is for explicit Runge-Kutta methods, such as dopri5; {method.name} runs as it is",
+            NeuralODEWarning,
+            stacklevel=3,
+        )
 
 
 def _solve_dense(
@@ -205,6 +205,8 @@ def _solve_dense(
     if not isinstance(gradient, Direct):
         raise InvalidArgumentError("dense=True needs gradient='direct': it keeps the steps")
     segments: list[Segment] = []
+    if problem.compile:
+        scheme = with_compiled_steps(scheme)
     problem = replace(problem, t=problem.t.detach())
     trajectory = integrate(problem.f, problem.y0, problem.t, scheme, stats, segments.append, problem.event)
     return trajectory, DenseOutput(method, segments, trajectory.t[-1].item(), problem.restore)
@@ -232,6 +234,8 @@ def _solve_batched(
             raise InvalidArgumentError(
                 f"{name} cannot be used with batched=True: every sample has times of its own"
             )
+    if problem.compile:
+        scheme = with_compiled_steps(scheme)
     return per_sample(problem.f, problem.y0, problem.t, scheme, stats)
 
 

@@ -6,13 +6,14 @@ problem, as accurate as the backward solve.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neural_ode.compiled import CannotCompile, compiled_adjoint, integrate_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
@@ -203,7 +204,8 @@ class _Backsolve(torch.autograd.Function):
         *params: Tensor,
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            trajectory = integrate(problem.f, y0, t, scheme, stats, event=problem.event)
+            solve = integrate_compiled if problem.compile else integrate
+            trajectory = solve(problem.f, y0, t, scheme, stats, event=problem.event)
         found.append(trajectory)
         ctx.ended = trajectory.event is not None
         ctx.problem, ctx.scheme, ctx.options, ctx.stats = problem, scheme, options, stats
@@ -268,23 +270,37 @@ def _solve_back(
     stats = ctx.stats.backward = Statistics()
     times_wanted = ctx.needs_input_grad[6]
 
-    a = torch.zeros_like(y[0])
-    gradients = [torch.zeros_like(p) for p in params]
+    solved: tuple[Tensor, Sequence[Tensor]]
+    if ctx.problem.compile:
+        try:
+            solved = compiled_adjoint(f, params, y, t, grad_y, scheme, ctx.adjoint_options["norm"], stats)
+        except CannotCompile:
+            solved = _by_intervals(augmented, y, t, grad_y, with_compiled_steps(scheme), stats)
+    else:
+        solved = _by_intervals(augmented, y, t, grad_y, scheme, stats)
+    a, gradients = solved
     grad_t: list[Tensor] = []
+    if times_wanted:
+        grad_t = [_time_gradient(f, t[i], y[i], grad_y[i], stats) for i in range(1, len(t))]
+        # ∂L/∂t0 = -a(t0)ᵀ f(z(t0), t0). Algorithm 2 reaches the same number by integrating -aᵀ ∂f/∂t.
+        grad_t.insert(0, _time_gradient(f, t[0], y[0], grad_y[0] - a, stats))
+    return a, torch.stack(grad_t) if times_wanted else None, list(gradients)
+
+
+def _by_intervals(
+    augmented: AugmentedSystem, y: Tensor, t: Tensor, grad_y: Tensor, scheme: Scheme, stats: Statistics
+) -> tuple[Tensor, list[Tensor]]:
+    """`∂L/∂z(t_0)` and `∂L/∂θ`, by one solve from each output time to the one before."""
+    a = grad_y[-1]
+    gradients = [torch.zeros_like(p) for p in augmented.params]
     for i in range(len(t) - 1, 0, -1):
-        # The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper).
-        a = a + grad_y[i]
-        if times_wanted:
-            grad_t.append(_time_gradient(f, t[i], y[i], grad_y[i], stats))
         path = integrate(augmented, augmented.pack(y[i], a, gradients), t[[i, i - 1]], scheme, stats)
-        a = augmented.unpack(path.y[1])[1]
+        # The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper).
+        a = augmented.unpack(path.y[1])[1] + grad_y[i - 1]
         gradients = augmented.gradients(path.y[1])
         if path.next_step:
             scheme = replace(scheme, first_step=abs(path.next_step))
-    if times_wanted:
-        # ∂L/∂t0 = -a(t0)ᵀ f(z(t0), t0). Algorithm 2 reaches the same number by integrating -aᵀ ∂f/∂t.
-        grad_t.append(_time_gradient(f, t[0], y[0], -a, stats))
-    return a + grad_y[0], torch.stack(grad_t[::-1]) if times_wanted else None, gradients
+    return a, gradients
 
 
 def _time_gradient(f: Dynamics, t: Tensor, z: Tensor, a: Tensor, stats: Statistics) -> Tensor:

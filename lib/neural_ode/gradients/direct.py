@@ -6,6 +6,7 @@ gradient of the paper's RK-Net (Chen et al. 2018, section 3).
 
 from dataclasses import dataclass
 
+from neural_ode.compiled import integrate_compiled
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
 from neural_ode.scheme import Scheme, Trajectory
@@ -19,4 +20,6 @@ class Direct:
     """`gradient="direct"`: autograd records the solver's operations."""
 
     def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        if problem.compile:
+            return integrate_compiled(problem.f, problem.y0, problem.t, scheme, stats, problem.event)
         return integrate(problem.f, problem.y0, problem.t, scheme, stats, event=problem.event)

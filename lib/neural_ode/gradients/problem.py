@@ -22,6 +22,7 @@ class Problem:
         params: the tensors besides `y0` and `t` that get gradients, for choices that have to know them.
         restore: turns packed states, shape (*leading, *y0.shape), into the user's structure.
         event: ends the solve where it crosses zero, or `None`.
+        compile: whether the solve is to be compiled.
     """
 
     f: Dynamics
@@ -30,3 +31,4 @@ class Problem:
     params: tuple[Tensor, ...]
     restore: Callable[[Tensor], State]
     event: EventFunction | None = None
+    compile: bool = False
