@@ -13,6 +13,7 @@ of each (Griewank & Walther 2008, *Evaluating Derivatives*, chapter 12, with a c
 What cannot be compiled as a whole is made with compiled steps (`CompiledRungeKutta`).
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -259,7 +260,7 @@ class _Lifted(nn.Module):
 _structures: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
 
-def _describe(f: Any, modules: dict[int, nn.Module]) -> tuple[Any, ...]:
+def _describe(f: Any, modules: dict[int, nn.Module], seen: tuple[int, ...] = ()) -> tuple[Any, ...]:
     """A key for the code that `f` runs; gathers the modules that it refers to."""
     if isinstance(f, nn.Module):
         modules[id(f)] = f
@@ -267,14 +268,19 @@ def _describe(f: Any, modules: dict[int, nn.Module]) -> tuple[Any, ...]:
             _structures[f] = repr(f)
         return type(f), _structures[f]
     if isinstance(f, functools.partial):
-        return "partial", *(_describe(x, modules) for x in (f.func, *f.args, *f.keywords.values()))
+        return "partial", *(_describe(x, modules, seen) for x in (f.func, *f.args, *f.keywords.values()))
     if isinstance(f, types.MethodType):
-        return _describe(f.__func__, modules), _describe(f.__self__, modules)
+        return _describe(f.__func__, modules, seen), _describe(f.__self__, modules, seen)
     if isinstance(f, types.FunctionType):
-        cells = [cell.cell_contents for cell in f.__closure__ or ()]
+        if id(f) in seen:  # a function that calls itself
+            return (f.__code__,)
+        cells = []
+        for cell in f.__closure__ or ():
+            with contextlib.suppress(ValueError):  # it is still empty
+                cells.append(cell.cell_contents)
         known = f.__globals__
         cells += [known[name] for name in f.__code__.co_names if isinstance(known.get(name), nn.Module)]
-        return f.__code__, *(_describe(x, modules) for x in cells)
+        return f.__code__, *(_describe(x, modules, (*seen, id(f))) for x in cells)
     if isinstance(f, TupleState):
         return (f,)
     return (type(f),)
@@ -702,9 +708,24 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y0, *params = ctx.saved_tensors
-        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            found = ctx.solve.pull(y0, grad.contiguous(), tuple(params))
-        return None, *found
+        try:
+            with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+                return None, *ctx.solve.pull(y0, grad.contiguous(), tuple(params))
+        except CannotCompile:
+            return None, *_pull_in_python(ctx.solve, y0, grad, tuple(params))
+
+
+def _pull_in_python(
+    solve: _Solve, y0: Tensor, grad: Tensor, params: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients where the backward pass does not compile: solve again, with the steps recorded by autograd."""
+    with torch.enable_grad():
+        y0 = y0.detach().requires_grad_()
+        t = torch.tensor(solve.times, dtype=torch.float64, requires_grad=solve.moving)
+        fresh = tuple(p.detach().requires_grad_() for p in params)
+        y = integrate(_with(solve.dynamics, fresh), y0, t, solve.scheme, Statistics()).y
+    by_y0, *rest = torch.autograd.grad(y, (y0, *((t,) * solve.moving), *fresh), grad, allow_unused=True)
+    return by_y0, rest.pop(0) if solve.moving else None, *rest
 
 
 def _march_on(
@@ -743,7 +764,9 @@ def _march_on(
         for x in (tolerance.rtol, tolerance.atol)
     )
     found: tuple[Tensor, ...] = _call(
-        _march, (*key, _describe(norm, {})), y, f, scheme.method, norm, capacity, y, carry, settings, rtol, atol
+        _march,
+        (*key, scheme.method, _describe(norm, {})),
+        *(y, f, scheme.method, norm, capacity, y, carry, settings, rtol, atol),
     )
     return found
 
@@ -758,10 +781,10 @@ def _march_back_on(
     gradients: tuple[Tensor, ...],
     params: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    """Call `_march_back`; where it cannot be compiled, do in Python what it does."""
+    """Call `_march_back`, compiled."""
     count = torch.tensor(steps.number, device=grad_states.device)
     fixed = (dynamics, method, moving, count, steps.log, steps.states, steps.firsts, grad_states, grad_slopes)
-    key = (dynamics.key, tuple(dynamics.names), moving)
+    key = (dynamics.key, tuple(dynamics.names), method, moving)
     found: tuple[Tensor, ...] = _call(_march_back, key, grad_states, *fixed, gradients, params)
     return found
 
@@ -791,7 +814,8 @@ def _call(function: Callable[..., Any], key: tuple[Any, ...], like: Tensor, *arg
     if isinstance(graph, str):
         raise CannotCompile(graph)
     try:
-        with torch.no_grad():
+        # Numbers are constants of the graph: as its inputs, inside a `while_loop`, they lose all but float32.
+        with torch.no_grad(), torch._dynamo.config.patch(specialize_float=True):
             return graph(*args)
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
