@@ -90,7 +90,8 @@ def solve(
     dtype = y.abs().dtype
     direction = math.copysign(1.0, t1 - t0)
     slope = f(torch.tensor(t0, dtype=dtype), y)
-    h = initial_step(f, t0, y, slope, t1 - t0, method.order, tolerance)
+    start, span = torch.tensor([t0, t1 - t0], dtype=torch.float64)
+    h = initial_step(f, start, y, slope, span, method.order, tolerance).item()
     carry, now, nfe, rejected = method.begin(slope), t0, 2, 0
     made: list[Made] = []
     for stop in (*stops, t1):

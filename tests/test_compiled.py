@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-import neural_ode.compiled
+import neural_ode.compiled.forward
+import neural_ode.compiled.graphs
 from neural_ode import (
     Backsolve,
     MaxStepsError,
@@ -19,9 +20,11 @@ from neural_ode import (
     odeint_adjoint,
     solve,
 )
-from neural_ode.compiled import compiled_integrate
+from neural_ode.compiled import compiled_adjoint, per_sample_compiled
+from neural_ode.compiled.forward import compiled_integrate
 from neural_ode.integrate import integrate
 from neural_ode.methods import get_method
+from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Scheme
 from neural_ode.state import rms_norm
 from neural_ode.step_size import Tolerance
@@ -93,6 +96,18 @@ class Smooth(nn.Module):
         return self.net(torch.cat([y, torch.sin(3 * t).expand(len(y), 1)], dim=1))
 
 
+class Rows(nn.Module):
+    """As `Smooth`, with a time for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(torch.cat([y**3, torch.sin(3 * t)[:, None]], dim=1))
+
+
 def scheme(tolerance: float, **how: Any) -> Scheme:
     return Scheme(get_method("dopri5"), Tolerance(tolerance, tolerance, rms_norm), **how)
 
@@ -118,6 +133,73 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("own_times", [False, True])
+def test_a_solve_with_steps_for_each_row_in_one_graph(
+    sign: int, own_times: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same outputs, counters and gradients as the loop in Python, for rows that need very different steps."""
+    monkeypatch.setattr(neural_ode.compiled.forward, "with_compiled_steps", None)  # no way to fall back
+    f = Rows()
+    found = []
+    for run in (per_sample, per_sample_compiled):
+        y0 = (start(6).double() * torch.logspace(-2, 0.5, 6)[:, None]).requires_grad_()
+        t = sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)
+        if own_times:
+            t = t * torch.linspace(0.5, 2, 6, dtype=torch.float64)[:, None]
+        t.requires_grad_()
+        stats = Statistics()
+        y = run(f, y0, t, scheme(1e-7), stats).y
+        gradients = torch.autograd.grad(
+            (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [y0, t, *f.parameters()]
+        )
+        found.append((stats, y, *gradients))
+    (plain, *expected), (compiled, *values) = found
+    for name in ("nfe", "accepted", "rejected"):
+        assert getattr(plain.per_sample, name).tolist() == getattr(compiled.per_sample, name).tolist()
+    assert len(set(compiled.per_sample.nfe.tolist())) > 1
+    assert plain.nfe == compiled.nfe
+    for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_backward_solve_in_one_graph(sign: int) -> None:
+    """All intervals between observations, with the numbers of the augmented system solved by the loop in Python."""
+    f = Smooth()
+    params = tuple(f.parameters())
+    t = sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)
+    with torch.no_grad():
+        y = integrate(f, start().double(), t, scheme(1e-9), Statistics()).y
+    grad_y = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+    stats, plain = Statistics(), Statistics()
+    backward = scheme(1e-7)
+
+    def norm(parts: tuple[Tensor, ...]) -> Tensor:
+        return torch.stack([rms_norm(part) for part in parts]).amax()
+
+    a, gradients = compiled_adjoint(f, params, y, t, grad_y, backward, norm, stats)
+    y0 = y[0].clone().requires_grad_()
+    again = integrate(f, y0, t, scheme(1e-12), plain).y
+    expected = torch.autograd.grad(again, [y0, *params], grad_y)
+    for ours, theirs in zip((a, *gradients), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert stats.accepted > 3
+    assert stats.nfe == 2 + 3 + 6 * (stats.accepted + stats.rejected)
+
+
+def test_second_derivatives_of_a_compiled_solve() -> None:
+    f = Smooth()
+    y0 = start(2).double().requires_grad_()
+
+    def run(y0: Tensor, compile: bool) -> Tensor:
+        y = solve(f, y0, [0.0, 0.5], rtol=1e-8, atol=1e-8, compile=compile).y[-1].square().sum()
+        (first,) = torch.autograd.grad(y, y0, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), y0)[0]
+
+    torch.testing.assert_close(run(y0, True), run(y0, False), rtol=1e-6, atol=1e-9)
+
+
 def test_failures_are_those_of_the_plain_solve() -> None:
     y0 = torch.ones(3, 1, dtype=torch.float64)
     for compile in (False, True):
@@ -130,7 +212,7 @@ def test_failures_are_those_of_the_plain_solve() -> None:
 def test_tanh_in_the_graph_is_accurate() -> None:
     x = torch.linspace(-12, 12, 200_001)
     exact = torch.tanh(x.double())
-    error = ((neural_ode.compiled._tanh(x) - exact) / exact).abs().nan_to_num().max()
+    error = ((neural_ode.compiled.graphs.tanh(x) - exact) / exact).abs().nan_to_num().max()
     assert error < 4 * torch.finfo(torch.float32).eps
 
 

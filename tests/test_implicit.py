@@ -374,7 +374,8 @@ class Run:
         method = method.bind(tolerance)
         slope = f(torch.zeros((), dtype=y.dtype), y)
         carry = method.begin(slope)
-        h = first_step or initial_step(f, 0.0, y, slope, end, method.order, tolerance)
+        start, span = torch.tensor([0.0, end], dtype=torch.float64)
+        h = first_step or initial_step(f, start, y, slope, span, method.order, tolerance).item()
         now, self.accepted, self.rejected, self.failed = 0.0, 0, 0, 0
         while now < end:
             h = min(h, end - now)

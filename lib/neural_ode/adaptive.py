@@ -166,7 +166,8 @@ class _Adaptive:
         if scheme.first_step is not None:
             return math.copysign(min(scheme.first_step, abs(span)), span)
         self.stats.nfe += 1
-        return initial_step(self.f, self.now, y, slope, span, self.method.order, scheme.tolerance)
+        start, distance = torch.tensor([self.now, span], dtype=torch.float64, device=y.device)
+        return initial_step(self.f, start, y, slope, distance, self.method.order, scheme.tolerance).item()
 
     def _call(self, callback: Callable[[Tensor, Tensor, Tensor], object], y: Tensor, h: float) -> None:
         now, length = torch.tensor([self.now, abs(h)], dtype=torch.float64, device=y.device)

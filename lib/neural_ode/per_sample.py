@@ -4,6 +4,8 @@ Lienen & Günnemann (2022), *torchode*: a batch that shares its steps takes the 
 error norm over the batch lets single rows miss the tolerance.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,10 @@ from neural_ode.errors import MaxStepsError, SolverError, StepSizeUnderflowError
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import SampleStatistics, Statistics
-from neural_ode.state import Dynamics, rms_norm
-from neural_ode.step_size import Tolerance
+from neural_ode.state import Dynamics, Norm, rms_norm
+from neural_ode.step_size import Tolerance, initial_step
 
-__all__ = ["per_sample"]
+__all__ = ["by_rows", "per_sample"]
 
 Array = NDArray[Any]
 
@@ -75,14 +77,14 @@ class _PerSample:
         stats.per_sample = SampleStatistics(*(torch.from_numpy(counts[name]) for name in SampleStatistics._fields))
         if self.times.size == 0 or self.times.shape[1] == 1:
             return self.outputs()
-        direction, controller, tolerance = self.direction, scheme.controller, scheme.tolerance
+        direction, controller, tolerance = self.direction, scheme.controller, by_rows(scheme.tolerance)
         end = self.times[:, -1]
         stretch = 1.01 if scheme.max_step == np.inf else 1.0
         carry: Tensor | None = self.f(self._time(), y)
         assert carry is not None
         check_start(carry, y, self.now[0])
         self._count(1, np.ones(len(end), dtype=bool))
-        h = self._first_steps(y, carry, end)
+        h = self._first_steps(y, carry, end - self.now)
         earlier: list[Array] = []
         steps = 0
         while True:
@@ -108,7 +110,7 @@ class _PerSample:
             assert step.error is not None
             with torch.no_grad():
                 scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
-                err = _row_norms(step.error / scale, tolerance).cpu().numpy().astype(np.float64)
+                err = tolerance.norm(step.error / scale).cpu().numpy().astype(np.float64)
             if scheme.min_step:
                 err = np.where(np.abs(h) <= scheme.min_step, np.minimum(err, 1.0), err)
             usual = err < _EXPLODED
@@ -149,30 +151,15 @@ class _PerSample:
         self.stats.nfe += evaluations
         self.counts["nfe"] += evaluations * active
 
-    def _first_steps(self, y: Tensor, slope: Tensor, end: Array) -> Array:
-        """As `initial_step`, for every row."""
-        span = np.abs(end - self.now)
+    def _first_steps(self, y: Tensor, slope: Tensor, span: Array) -> Array:
         if self.scheme.first_step is not None:
-            given: Array = np.minimum(span, self.scheme.first_step)
-            return self.direction * given
-        tolerance, order = self.scheme.tolerance, self.method.order
-
-        def sizes(x: Tensor) -> Array:
-            found: Array = _row_norms(x / scale, tolerance).cpu().numpy()
-            return found.astype(np.float64)
-
-        with torch.no_grad(), np.errstate(all="ignore"):
-            scale = tolerance.scale(y.abs())
-            size_y, size_f = sizes(y), sizes(slope)
-            comparable = (size_y >= 1e-5) & (size_f >= 1e-5) & np.isfinite(size_y) & np.isfinite(size_f)
-            h = np.minimum(np.where(comparable, 0.01 * size_y / size_f, 1e-6), span)
-            moved = y + slope * self._tensor(self.direction * h).reshape(self.column)
-            other = self.f(self._tensor(self.now + self.direction * h), moved)
-            self._count(1, np.ones(len(h), dtype=bool))
-            largest = np.maximum(size_f, sizes(other - slope) / h)
-            refined = np.where(largest <= 1e-15, np.maximum(1e-6, 1e-3 * h), (0.01 / largest) ** (1 / order))
-            first: Array = np.minimum(np.where(np.isfinite(largest), np.minimum(100 * h, refined), h), span)
-            return self.direction * first
+            given: Array = self.direction * np.minimum(np.abs(span), self.scheme.first_step)
+            return given
+        self._count(1, np.ones(len(span), dtype=bool))
+        start, distance = torch.from_numpy(np.stack([self.now, span])).to(self.device)
+        tolerance = by_rows(self.scheme.tolerance)
+        found: Array = initial_step(self.f, start, y, slope, distance, self.method.order, tolerance).cpu().numpy()
+        return found
 
     def _collect(self, y: Tensor, dense: tuple[Tensor, ...], h: Array, after: Array, accepted: Array) -> None:
         """Find the states at the output times that the accepted steps pass over."""
@@ -209,12 +196,16 @@ class _PerSample:
         )
 
 
-def _row_norms(x: Tensor, tolerance: Tolerance) -> Tensor:
-    """The norm of every row, shape (batch,)."""
-    if tolerance.norm is rms_norm:
+def by_rows(tolerance: Tolerance) -> Tolerance:
+    """The tolerance with a norm that measures every row of a batch, shape (batch,)."""
+    return replace(tolerance, norm=partial(_row_norms, tolerance.norm))
+
+
+def _row_norms(norm: Norm, x: Tensor) -> Tensor:
+    if norm is rms_norm:
         flat = x.flatten(1) if x.dim() > 1 else x[:, None]
         size: Tensor = torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
         return size
-    norms: Tensor = torch.func.vmap(tolerance.norm)(x)
+    norms: Tensor = torch.func.vmap(norm)(x)
     found: Tensor = norms.abs()
     return found

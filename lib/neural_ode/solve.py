@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from neural_ode.compiled import with_compiled_steps
+from neural_ode.compiled import per_sample_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
 from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
@@ -234,9 +234,8 @@ def _solve_batched(
             raise InvalidArgumentError(
                 f"{name} cannot be used with batched=True: every sample has times of its own"
             )
-    if problem.compile:
-        scheme = with_compiled_steps(scheme)
-    return per_sample(problem.f, problem.y0, problem.t, scheme, stats)
+    run = per_sample_compiled if problem.compile else per_sample
+    return run(problem.f, problem.y0, problem.t, scheme, stats)
 
 
 def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:

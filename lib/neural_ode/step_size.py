@@ -16,7 +16,7 @@ from torch import Tensor
 from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.state import Dynamics, Norm
 
-__all__ = ["IntegralController", "PIDController", "Tolerance", "initial_step"]
+__all__ = ["IntegralController", "PIDController", "Tolerance", "column", "initial_step"]
 
 Array = NDArray[Any]
 
@@ -142,38 +142,44 @@ class Tolerance:
 
 
 def initial_step(
-    f: Dynamics,
-    t0: float,
-    y0: Tensor,
-    f0: Tensor,
-    span: float,
-    order: int,
-    tolerance: Tolerance,
-) -> float:
+    f: Dynamics, t0: Tensor, y0: Tensor, f0: Tensor, span: Tensor, order: int, tolerance: Tolerance
+) -> Tensor:
     """A first step from the sizes of y, y' and a difference quotient for y'' (HNW, section II.4).
 
     Args:
         f: the dynamics; evaluated once.
-        t0: where the solve starts.
+        t0: where the solve starts, float64, shape (), or (batch,) with a step for each row.
         y0: the state there.
         f0: `f(t0, y0)`.
-        span: `t1 - t0`, negative for a solve in reverse time; the step has its sign and is not longer.
+        span: how far there is to go, of the shape of `t0`, negative in reverse time; the step has its sign and is
+            not longer.
         order: order of the method.
-        tolerance: of the error control.
+        tolerance: of the error control; its norm returns the shape of `t0`.
+
+    Returns:
+        The step, of the dtype and shape of `span`.
     """
     with torch.no_grad():
-        scale, norm = tolerance.scale(y0.abs()), tolerance.norm
-        size_y = abs(float(norm(y0 / scale)))
-        size_f = abs(float(norm(f0 / scale)))
-        comparable = 1e-5 <= size_y < math.inf and 1e-5 <= size_f < math.inf
-        h = 0.01 * size_y / size_f if comparable else 1e-6
-        h = min(h, abs(span))
-        direction = math.copysign(1.0, span)
-        t = torch.tensor(t0 + direction * h, dtype=y0.abs().dtype, device=y0.device)
-        f1 = f(t, torch.add(y0, f0, alpha=direction * h))
-        curvature = abs(float(norm((f1 - f0) / scale))) / h
-    largest = max(size_f, curvature)
-    if not math.isfinite(largest):
-        return direction * h  # too far already: let the error control shorten it
-    refined = max(1e-6, 1e-3 * h) if largest <= 1e-15 else (0.01 / largest) ** (1 / order)
-    return direction * min(100 * h, refined, abs(span))
+        scale = tolerance.scale(y0.abs())
+
+        def size(x: Tensor) -> Tensor:
+            return torch.as_tensor(tolerance.norm(x / scale)).abs().to(span)
+
+        size_y, size_f = size(y0), size(f0)
+        longest = span.abs()
+        comparable = (size_y >= 1e-5) & (size_f >= 1e-5) & size_y.isfinite() & size_f.isfinite()
+        h = torch.minimum(torch.where(comparable, 0.01 * size_y / size_f, 1e-6), longest)
+        forward = torch.copysign(h, span)
+        time = (t0 + forward).to(scale.dtype)
+        f1 = f(time, torch.addcmul(y0, f0, column(forward.to(scale.dtype), y0)))
+        largest = torch.maximum(size_f, size(f1 - f0) / h)
+        cautious = (1e-3 * h).clamp_min(1e-6)
+        refined = torch.where(largest <= 1e-15, cautious, (0.01 / largest) ** (1 / order))
+        # Not finite, it is too far already: let the error control shorten it.
+        h = torch.where(largest.isfinite(), torch.minimum(100 * h, refined), h)
+        return torch.copysign(torch.minimum(h, longest), span)
+
+
+def column(x: Tensor, y: Tensor) -> Tensor:
+    """A number for each row of `y`, shaped to be multiplied with it; a single one as it is."""
+    return x if x.dim() == 0 else x.reshape(-1, *[1] * (y.dim() - 1))

@@ -17,7 +17,6 @@ from neural_ode.implicit_tableaus import (
 from neural_ode.methods.adams import VariableOrderAdams
 from neural_ode.methods.base import Method, Next, Step
 from neural_ode.methods.black_box import BlackBox, ScipySolver
-from neural_ode.methods.compiled import CompiledRungeKutta
 from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
@@ -40,7 +39,6 @@ __all__ = [
     "AdamsBashforth",
     "AdamsBashforthMoulton",
     "BlackBox",
-    "CompiledRungeKutta",
     "ExplicitRungeKutta",
     "ImplicitRungeKutta",
     "Method",

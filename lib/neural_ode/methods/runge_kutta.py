@@ -28,7 +28,11 @@ class ExplicitRungeKutta(Method):
         self._b = _floats(tableau.b)
         self._c = _floats(tableau.c)
         self._b_error = None if tableau.b_error is None else _floats(tableau.b_error)
-        self._dense = None if tableau.dense is None else [_floats(_folded(row)) for row in tableau.dense]
+        self._dense = (
+            None
+            if tableau.dense is None
+            else torch.tensor([_floats(_folded(row)) for row in tableau.dense], dtype=torch.float64)
+        )
         self._fsal = tableau.fsal
 
     def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
@@ -56,7 +60,7 @@ class ExplicitRungeKutta(Method):
 
     def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
         """`y + h Σ_i b_i(θ) k_i`."""
-        weights = (h * self._dense_weights(theta)).to(y.dtype)
+        weights = (h * self.dense_weights(theta)).to(y.dtype)
         increments: Tensor = torch.tensordot(weights, torch.stack(dense), dims=1)
         return y + increments
 
@@ -75,19 +79,19 @@ class ExplicitRungeKutta(Method):
         Returns:
             The states there, shape (m, *state).
         """
-        weights = (h[rows, None] * self._dense_weights(theta)).to(y.dtype).T
+        weights = (h[rows, None] * self.dense_weights(theta)).to(y.dtype).T
         slopes = torch.stack(dense)[:, rows]
         return y[rows] + (slopes * weights.reshape(*weights.shape, *[1] * (y.dim() - 1))).sum(0)
 
-    def _dense_weights(self, theta: Tensor) -> Tensor:
-        """`b_i(θ)`, shape (m, stages)."""
+    def dense_weights(self, theta: Tensor) -> Tensor:
+        """`b_i(θ)` of the continuous extension, shape (m, stages), for `theta` of shape (m,)."""
         if self._dense is None:
             raise ValueError(f"{self.name} has no continuous extension")
-        coefficients = torch.tensor(self._dense, dtype=theta.dtype, device=theta.device)
-        exponents = torch.arange(1, coefficients.shape[1] + 1, device=theta.device)
-        theta = theta[:, None]
-        basis = theta ** (exponents % 2) * (theta * (1 - theta)) ** (exponents // 2)
-        return basis @ coefficients.T
+        coefficients = self._dense.to(theta)
+        basis = [theta, theta * (1 - theta)]
+        while len(basis) < coefficients.shape[1]:
+            basis.append(basis[-2] * basis[1])
+        return torch.stack(basis[: coefficients.shape[1]], dim=1) @ coefficients.T
 
 
 def _floats(row: Sequence[object]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta steps compiled by `torch.compile`.
+"""Single explicit Runge-Kutta steps, compiled by `torch.compile`.
 
 A step is a pure function of tensors, so it compiles to one graph: stages, new state and error estimate. Its length
 is a tensor in there, and parameters of modules are inputs, so that new steps, tolerances and parameter values
@@ -8,24 +8,32 @@ compile nothing. What cannot be compiled runs as it is.
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neural_ode.errors import NeuralODEWarning
-from neural_ode.methods.base import Step
-from neural_ode.methods.runge_kutta import ExplicitRungeKutta
+from neural_ode.methods import ExplicitRungeKutta, Step
+from neural_ode.scheme import Scheme
 from neural_ode.state import Dynamics
 from neural_ode.tableaus import ButcherTableau
 
-__all__ = ["CompiledRungeKutta"]
+__all__ = ["CompiledRungeKutta", "with_compiled_steps"]
 
 _graphs: dict[tuple[Any, ...], Callable[..., Step]] = {}
 """One compiled function for each method and kind of dynamics: PyTorch counts recompilations by code object."""
 
 _given_up: set[tuple[Any, ...]] = set()
 """Kinds that could not be compiled, and about which the user has been told."""
+
+
+def with_compiled_steps(scheme: Scheme) -> Scheme:
+    """The scheme with the compiled form of its method, where there is one."""
+    if not isinstance(scheme.method, ExplicitRungeKutta):
+        return scheme
+    return replace(scheme, method=CompiledRungeKutta(scheme.method.tableau))
 
 
 class CompiledRungeKutta(ExplicitRungeKutta):

@@ -1,0 +1,100 @@
+"""The backward solve of the adjoint method, from the last observation to the first, as one graph."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neural_ode.compiled.dynamics import LiftedDynamics, describe, with_parameters
+from neural_ode.compiled.forward import check
+from neural_ode.compiled.graphs import CannotCompile, call
+from neural_ode.compiled.loop import PATIENCE, control_of, march_through, tolerance_of
+from neural_ode.methods import ExplicitRungeKutta
+from neural_ode.scheme import Scheme
+from neural_ode.solution import Statistics
+from neural_ode.state import Dynamics, TupleState
+
+__all__ = ["compiled_adjoint"]
+
+_vjp: Any = torch.func.vjp  # its stub does not know how many values it returns
+
+
+def compiled_adjoint(
+    f: Dynamics,
+    params: tuple[Tensor, ...],
+    y: Tensor,
+    t: Tensor,
+    grad_y: Tensor,
+    scheme: Scheme,
+    norm: Callable[[tuple[Tensor, ...]], Tensor],
+    stats: Statistics,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The backward pass of `backsolve`: Algorithm 1 of Chen et al. (2018).
+
+    Args:
+        f: the dynamics.
+        params: what gets gradients besides the initial state, parameters of modules that `f` is or refers to.
+        y: the states at the times `t`, shape (n, *state).
+        t: the times.
+        grad_y: `∂L/∂y`.
+        scheme: of the backward solve; its tolerance is one for all of `(z, a, ∂L/∂θ)`.
+        norm: of `(0, z, a, *∂L/∂θ)`.
+        stats: counters to add to.
+
+    Returns:
+        `∂L/∂y0` and `∂L/∂θ`.
+
+    Raises:
+        CannotCompile: use `integrate` for the augmented system.
+    """
+    check(y[0], t, scheme)
+    if any(p.dtype != y.dtype for p in params):
+        raise CannotCompile("parameters have another dtype than the state")
+    dynamics = LiftedDynamics(f, params)
+    method = scheme.method
+    assert isinstance(method, ExplicitRungeKutta)
+
+    def structure() -> TupleState:
+        """Of `[z, a, ∂L/∂θ]`; made inside the graph, where the size of a batch is variable."""
+        return TupleState((y.shape[1:], y.shape[1:], *(p.shape for p in params)))
+
+    def augmented(t: Tensor, state: Tensor) -> Tensor:
+        """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
+        z, a, *_ = structure().unpack(state)
+        slope, pull = _vjp(lambda z, *params: with_parameters(dynamics, params)(t, z), z, *params)
+        return structure().pack([slope, *pull(-a)])
+
+    def jump(state: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+        """The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper)."""
+        _, a, *gradients = structure().unpack(state)
+        return structure().pack([z, a + grad_z, *gradients])
+
+    def packed_norm(x: Tensor) -> Tensor:
+        return norm((x.new_zeros(()), *structure().unpack(x)))
+
+    times = t.detach().to(y.device, torch.float64)
+    last, before = t[-1].item(), t[-2].item()
+    state = structure().pack([y[-1], grad_y[-1], *(torch.zeros_like(p) for p in params)])
+    h = math.nan if scheme.first_step is None else scheme.first_step
+    control = control_of(scheme, math.copysign(1.0, before - last), y)
+    key = (dynamics.key, tuple(dynamics.names), tuple(p.shape for p in params), method, describe(norm, {}))
+    functions = (augmented, method, packed_norm, jump, (y, grad_y))
+    status = torch.tensor([len(t) - 1, last, h, 0, 0, 0, 0], dtype=torch.float64, device=y.device)
+    tries = 0.0
+    while True:
+        fixed = (times, control, *tolerance_of(scheme, y))
+        status, state = call(march_through, key, y[0], *functions, state, status, *fixed, fuse_products=True)
+        number, _, _, accepted, tried, _, begun = status.tolist()
+        if number == 0:
+            break
+        if tried < tries + PATIENCE:
+            raise CannotCompile("the backward solve fails", failed=True)
+        tries = tried
+    stages = method.tableau.stages - method.tableau.fsal
+    stats.nfe += 2 * (scheme.first_step is None) + int(begun) * method.tableau.fsal + int(tried) * stages
+    stats.accepted += int(accepted)
+    stats.rejected += int(tried - accepted)
+    _, a, *gradients = structure().unpack(state)
+    return a, tuple(gradients)

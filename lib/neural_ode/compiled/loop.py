@@ -1,0 +1,287 @@
+"""The loop with error control as a graph.
+
+These functions are only run by `torch.compile`. They are written once for both ways to step: with one time for the
+whole state, shape (), or with one for each row of a batch, shape (batch,).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neural_ode.compiled.graphs import while_loop
+from neural_ode.methods import ExplicitRungeKutta
+from neural_ode.scheme import Scheme
+from neural_ode.state import Dynamics, Norm
+from neural_ode.step_size import Tolerance, column, initial_step
+
+__all__ = ["PATIENCE", "control_of", "march", "march_through", "tolerance_of"]
+
+PATIENCE = 256
+"""Tries after which a graph comes back, so that the loop in Python can be interrupted."""
+
+
+def control_of(scheme: Scheme, direction: float, like: Tensor) -> Tensor:
+    """What the graphs know of a scheme: direction, safety, ifactor, dfactor, shortest and longest step, stretch of
+    the last step, most steps; float64, shape (8,)."""
+    control = scheme.controller
+    limits = (scheme.min_step, scheme.max_step, 1.01 if scheme.max_step == float("inf") else 1.0, scheme.max_steps)
+    return torch.tensor(
+        [direction, control.safety, control.ifactor, control.dfactor, *limits],
+        dtype=torch.float64,
+        device=like.device,
+    )
+
+
+def tolerance_of(scheme: Scheme, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`rtol` and `atol` as tensors."""
+    tolerance = scheme.tolerance
+    rtol, atol = (
+        x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device=like.device)
+        for x in (tolerance.rtol, tolerance.atol)
+    )
+    return rtol, atol
+
+
+def _proposed(control: Tensor, now: Tensor, h: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The step as planned, whether it reaches the end, its length then, and where it leads."""
+    direction, _, _, _, shortest, longest, stretch, _ = control.unbind()
+    planned = direction * torch.minimum(torch.maximum(h.abs(), shortest), longest)
+    reaches = (now + stretch * planned - end) * direction >= 0
+    return planned, reaches, torch.where(reaches, end - now, planned), torch.where(reaches, end, now + planned)
+
+
+def _attempt(
+    f: Dynamics,
+    method: ExplicitRungeKutta,
+    control: Tensor,
+    tolerance: Tolerance,
+    now: Tensor,
+    h: Tensor,
+    end: Tensor,
+    y: Tensor,
+    carry: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    """Try a step; what did not pass stays where it is.
+
+    Returns:
+        The time and the step after it, the state and the carry there, whether it passed, its stages and length.
+    """
+    planned, reaches, taken, after = _proposed(control, now, h, end)
+    direction, safety, ifactor, dfactor, shortest, *_ = control.unbind()
+    one = torch.ones_like(now)
+    step = method.step(f, now.to(y.dtype), y, column(taken.to(y.dtype), y), carry)
+    assert step.error is not None
+    scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
+    err = torch.as_tensor(tolerance.norm(step.error / scale)).abs().to(now)
+    finite = err.isfinite()
+    err = torch.where((taken.abs() <= shortest) & finite, torch.minimum(err, one), err)
+    within = err <= 1
+    least = torch.where(within, one, dfactor)
+    factor = torch.minimum(ifactor, torch.maximum(least, safety * err ** (-1 / method.order)))
+    following = taken * torch.where(finite, factor, dfactor)
+    # A step cut short says little about the next.
+    kept = direction * torch.maximum(following.abs(), planned.abs())
+    passed = within & (now != end)
+    chosen = column(passed, y)
+    return (
+        torch.where(passed, after, now),
+        torch.where(passed & reaches, kept, following),
+        torch.where(chosen, step.y1, y),
+        y if step.carry is None else torch.where(chosen, step.carry, step.dense[0]),
+        passed,
+        step.dense,
+        taken,
+    )
+
+
+def _begin(
+    f: Dynamics, method: ExplicitRungeKutta, tolerance: Tolerance, now: Tensor, h: Tensor, end: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first step, chosen where it is NaN, and the slope at the start."""
+    now, h, end = now.clone(), h.clone(), end.clone()  # a loop takes no views of one tensor
+
+    def evaluate(left: Tensor, step: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope = f(now.to(y.dtype), y)
+        chosen = initial_step(f, now, y, slope, end - now, method.order, tolerance)
+        return left - 1, torch.where(h.isnan(), chosen, h), slope
+
+    # A loop of one turn, because loops refuse functions with side effects, such as counters of evaluations. Outside
+    # the side effects would happen once a graph.
+    one = torch.ones((), dtype=torch.int64, device=y.device)
+    _, h, slope = while_loop(lambda left, *_: left > 0, evaluate, (one, h.clone(), y.clone()))
+    return h, slope
+
+
+def march(
+    f: Dynamics,
+    method: ExplicitRungeKutta,
+    norm: Norm,
+    capacity: int,
+    y: Tensor,
+    slope: Tensor | None,
+    span: Tensor,
+    control: Tensor,
+    rtol: Tensor,
+    atol: Tensor,
+) -> tuple[Tensor, ...]:
+    """Solve on, and record up to `capacity` steps.
+
+    Args:
+        f, method, norm: the dynamics, what makes steps, and the norm of an error: shape (), or (batch,).
+        y: where the solve is.
+        slope: `f` there; `None` at the start of a solve.
+        span: the time there, the step to try and the end, float64, shape (3,) or (3, batch). At the start of a
+            solve a step that is NaN is to be chosen, which costs a further evaluation.
+        control, rtol, atol: see `control_of` and `tolerance_of`.
+
+    Returns:
+        status: times, next steps, accepted and tried steps, then how many steps are recorded and how many tries
+            were made, shape (4 times that of a time, plus 2).
+        y, slope: where the solve is then.
+        log: of each recorded step its start, its length (zero for rows that it did not advance) and the number of
+            tries before it, shape (capacity, 3) or (capacity, 3, batch).
+        states: where they start and, in the next row, where the last one ended.
+        slopes: their stages, shape (capacity, stages, *state).
+    """
+    start, h, end = span.unbind()
+    fsal = method.tableau.fsal
+    tolerance = Tolerance(rtol, atol, norm)
+    if slope is None:
+        h, slope = _begin(f, method, tolerance, start, h, end, y)
+    log = span.new_empty((capacity, *span.shape))
+    states = y.new_empty((capacity + 1, *y.shape))
+    slopes = y.new_empty((capacity, method.tableau.stages, *y.shape))
+    zero = torch.zeros((), dtype=torch.int64, device=y.device)
+    none = torch.zeros_like(start)
+
+    def goes_on(
+        now: Tensor, h: Tensor, accepted: Tensor, tried: Tensor, recorded: Tensor, tries: Tensor, *state: Tensor
+    ) -> Tensor:
+        after = _proposed(control, now, h, end)[3]
+        waiting = now != end
+        stuck = waiting & ~((after - now).abs() > 0)
+        return waiting.any() & ~stuck.any() & (recorded < capacity) & (tries < PATIENCE)
+
+    def attempt(
+        now: Tensor,
+        h: Tensor,
+        accepted: Tensor,
+        tried: Tensor,
+        recorded: Tensor,
+        tries: Tensor,
+        y: Tensor,
+        *carry: Tensor,
+    ) -> tuple[Tensor, ...]:
+        before = y.clone()
+        then, following, y, carried, passed, stages, taken = _attempt(
+            f, method, control, tolerance, now, h, end, y, carry[0] if fsal else None
+        )
+        row = recorded.reshape(1)
+        entry = torch.stack([now, torch.where(passed, taken, none), tries.to(now) + none])
+        log.index_copy_(0, row, entry[None])
+        states.index_copy_(0, row, before[None])
+        slopes.index_copy_(0, row, torch.stack(stages)[None])
+        return (
+            then,
+            following,
+            accepted + passed,
+            tried + (now != end),
+            recorded + passed.any(),
+            tries + 1,
+            y,
+            *((carried,) * fsal),
+        )
+
+    begin = (start.clone(), h.clone(), none.clone(), none.clone(), zero, zero.clone(), y.clone())
+    found = while_loop(goes_on, attempt, (*begin, *((slope.clone(),) * fsal)))
+    now, h, accepted, tried, recorded, tries, y, *carry = found
+    states.index_copy_(0, recorded.reshape(1), y[None])
+    totals = torch.stack([recorded, tries]).to(now)
+    status = torch.cat([torch.stack([now, h, accepted, tried]).reshape(-1), totals])
+    return status, y, carry[0] if fsal else slope.clone(), log, states, slopes
+
+
+def march_through(
+    f: Dynamics,
+    method: ExplicitRungeKutta,
+    norm: Norm,
+    restart: Callable[..., Tensor],
+    observed: tuple[Tensor, ...],
+    y: Tensor,
+    status: Tensor,
+    times: Tensor,
+    control: Tensor,
+    rtol: Tensor,
+    atol: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Solve from the last of `times` to the first, with a jump of the state at each of them.
+
+    Args:
+        f, method, norm, control, rtol, atol: as for `march`.
+        restart: the state after the jump at an observation, from the state before it and what is observed there.
+        observed: tensors with an entry for each time.
+        y: where the solve is.
+        status: the number of the time it comes from, the time, the step to try (NaN: to be chosen), and the
+            counters of accepted steps, tries, tries since the last observation and intervals begun; float64,
+            shape (7,).
+        times: of the observations, float64, shape (n,).
+
+    Returns:
+        `status` and `y`. It is finished when the number of the time is 0.
+    """
+    fsal = method.tableau.fsal
+    tolerance = Tolerance(rtol, atol, norm)
+    limit = status[4] + PATIENCE
+
+    def interval(
+        number: Tensor,
+        now: Tensor,
+        h: Tensor,
+        accepted: Tensor,
+        tries: Tensor,
+        since: Tensor,
+        begun: Tensor,
+        going: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor, ...]:
+        end = times.index_select(0, (number - 1).to(torch.int64).reshape(1))[0]
+        h = control[0] * torch.minimum(h.abs(), (end - now).abs())
+
+        def goes_on(
+            now: Tensor, h: Tensor, accepted: Tensor, tries: Tensor, since: Tensor, *state: Tensor
+        ) -> Tensor:
+            after = _proposed(control, now, h, end)[3]
+            return (now != end) & ((after - now).abs() > 0) & (tries < limit) & (since < control[7])
+
+        def attempt(
+            now: Tensor, h: Tensor, accepted: Tensor, tries: Tensor, since: Tensor, y: Tensor, *carry: Tensor
+        ) -> tuple[Tensor, ...]:
+            then, following, y, carried, passed, _, _ = _attempt(
+                f, method, control, tolerance, now, h, end, y, carry[0] if fsal else None
+            )
+            return then, following, accepted + passed, tries + 1, since + 1, y, *((carried,) * fsal)
+
+        carry = (f(now.to(y.dtype), y),) if fsal else ()
+        now, h, accepted, tries, since, y, *_ = while_loop(
+            goes_on, attempt, (now.clone(), h, accepted.clone(), tries.clone(), since.clone(), y.clone(), *carry)
+        )
+        arrived = now == end
+        number = number - arrived.to(number)
+        row = number.to(torch.int64).reshape(1)
+        jumped = restart(y, *(x.index_select(0, row)[0] for x in observed))
+        y = torch.where(arrived, jumped, y)
+        return number, now, h, accepted, tries, torch.where(arrived, 0.0, since), begun + 1, arrived, y
+
+    def unfinished(number: Tensor, *rest: Tensor) -> Tensor:
+        tries, going = rest[3], rest[6]
+        return (number > 0) & going & (tries < limit)
+
+    number, now, h, accepted, tries, since, begun = status.unbind()
+    end = times.index_select(0, (number - 1).to(torch.int64).reshape(1))[0]
+    h, _ = _begin(f, method, tolerance, now, h, end, y)
+    going = torch.ones((), dtype=torch.bool, device=y.device)
+    counts: Any = (number, now, h, accepted, tries, since, begun)
+    *counts, _, y = while_loop(unfinished, interval, (*(x.clone() for x in counts), going, y.clone()))
+    return torch.stack(counts), y
