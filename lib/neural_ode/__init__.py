@@ -15,7 +15,7 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
     UnknownNameError,
 )
-from neural_ode.gradients import GRADIENTS, Backsolve, Direct
+from neural_ode.gradients import GRADIENTS, Backsolve, Direct, RecursiveCheckpoint
 from neural_ode.methods import METHODS
 from neural_ode.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from neural_ode.scheme import Callbacks
@@ -40,6 +40,7 @@ __all__ = [
     "NewtonError",
     "NonFiniteError",
     "PIDController",
+    "RecursiveCheckpoint",
     "Solution",
     "SolverError",
     "Statistics",

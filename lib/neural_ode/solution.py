@@ -12,7 +12,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import Method
 from neural_ode.state import State
 
-__all__ = ["DenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
+__all__ = ["DenseOutput", "Made", "SampleStatistics", "Segment", "Solution", "Statistics"]
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Statistics:
         step_sizes: lengths of the accepted steps, negative in reverse time.
         per_sample: the counters of each sample, where each has its own steps; `nfe` then counts evaluations of
             the whole batch.
-        backward: the same for the backward pass of `backsolve`, filled in when the backward pass has run. Here
-            one evaluation of the dynamics includes its vector-Jacobian products.
+        backward: the same for the backward pass, filled in when it has run, for every choice but `direct`. Here
+            one evaluation of the dynamics includes its vector-Jacobian products, and steps made again count.
     """
 
     nfe: int = 0
@@ -51,13 +51,52 @@ class SampleStatistics(NamedTuple):
     rejected: Tensor
 
 
-class Segment(NamedTuple):
-    """One accepted step: all that the continuous extension needs."""
+class Made(NamedTuple):
+    """An accepted step in numbers: with the state it started from, what is needed to make it again.
 
+    Attributes:
+        number: of the step, from zero.
+        t, end: where it starts and ends.
+        h: its length as the method was given it, which may differ from `end - t` by rounding.
+        done: how many output times lie before it.
+        restarted: whether the step started from `t` and the state alone, without the `carry` of the step before,
+            or could have.
+        frame: the `carry` that it started from, with `None` in place of its tensors.
+        event: the time of the event that ended the solve in it, or `None`.
+    """
+
+    number: int
     t: float
+    end: float
     h: float
+    done: int
+    restarted: bool
+    frame: Any
+    event: float | None
+
+
+class Segment(NamedTuple):
+    """One accepted step, as it was made.
+
+    Attributes:
+        made: the step in numbers.
+        y: the state it started from.
+        carry: what it started from besides.
+        dense: what the continuous extension needs of it.
+    """
+
+    made: Made
     y: Tensor
+    carry: Any
     dense: tuple[Any, ...]
+
+    @property
+    def t(self) -> float:
+        return self.made.t
+
+    @property
+    def h(self) -> float:
+        return self.made.h
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neural_ode.compiled import with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
-from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
+from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, RecursiveCheckpoint, get_gradient
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
 from neural_ode.per_sample import per_sample
@@ -151,7 +151,12 @@ def solve(
             raise InvalidArgumentError(f"{chosen_method.name} has step control of its own, got {scheme.controller}")
     if event is not None and isinstance(chosen_method, BlackBox):
         raise InvalidArgumentError(f"{chosen_method.name} does not look for events; dopri5 does")
-    if event is not None and math.isinf(times[-1]) and not scheme.controls_error and scheme.step_size is None:
+    if (
+        event is not None
+        and math.isinf(times[-1].item())
+        and not scheme.controls_error
+        and scheme.step_size is None
+    ):
         raise InvalidArgumentError(
             f"{chosen_method.name} needs a step_size to look for an event: without one it takes a single step"
         )
@@ -272,9 +277,9 @@ def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> t
         for p in chosen:
             if not isinstance(p, Tensor):
                 raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
-    elif isinstance(gradient, Backsolve) and not isinstance(f, nn.Module):
+    elif isinstance(gradient, RecursiveCheckpoint | Backsolve) and not isinstance(f, nn.Module):
         raise InvalidArgumentError(
-            "backsolve has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
+            f"{gradient.name} has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
             "params=() if only y0 and t do"
         )
     else:

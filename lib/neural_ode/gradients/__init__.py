@@ -1,15 +1,17 @@
 """How a solve is differentiated: the choices of `solve(..., gradient=...)` by their usual names."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.gradients.backsolve import Backsolve
 from neural_ode.gradients.direct import Direct
 from neural_ode.gradients.problem import Problem
+from neural_ode.gradients.recursive_checkpoint import RecursiveCheckpoint
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Statistics
 
-__all__ = ["GRADIENTS", "Backsolve", "Direct", "Gradient", "Problem", "get_gradient"]
+__all__ = ["GRADIENTS", "Backsolve", "Direct", "Gradient", "Problem", "RecursiveCheckpoint", "get_gradient"]
 
 
 class Gradient(Protocol):
@@ -20,7 +22,9 @@ class Gradient(Protocol):
         ...
 
 
-GRADIENTS: dict[str, type[Direct] | type[Backsolve]] = {"direct": Direct, "backsolve": Backsolve}
+GRADIENTS: dict[str, Callable[[], Gradient]] = {
+    choice.name: choice for choice in (Direct, RecursiveCheckpoint, Backsolve)
+}
 
 
 def get_gradient(gradient: str | Gradient) -> Gradient:

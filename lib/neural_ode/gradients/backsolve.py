@@ -8,7 +8,7 @@ problem, as accurate as the backward solve.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Backsolve:
             feed back into the solve.
         options: further fields of the backward solve's `Scheme`, such as `{"max_step": 0.1}`.
     """
+
+    name: ClassVar[str] = "backsolve"
 
     method: str | Method | BlackBox | None = None
     rtol: float | Tensor | None = None

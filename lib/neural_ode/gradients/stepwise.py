@@ -1,0 +1,205 @@
+"""The gradient of a discrete solve, step by step.
+
+A solve is a chain of steps, `s_{i+1} = step_i(s_i)`, each a function of where it starts, the output times and the
+parameters. The backward pass makes one step at a time again, from the last to the first, while autograd records it,
+and pulls the cotangent back through it:
+
+    s̄_i = s̄_{i+1} ∂step_i/∂s_i,    θ̄ += s̄_{i+1} ∂step_i/∂θ,
+
+with cotangents of outputs added where a step has found them. This is what `gradient="direct"` computes; only, what
+autograd keeps is that of a single step. Where the `s_i` come from is up to the choice: kept, found again from kept
+ones, or computed backwards.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from neural_ode.adaptive import Adaptive
+from neural_ode.errors import InvalidArgumentError
+from neural_ode.fixed_grid import FixedGrid
+from neural_ode.gradients.checkpoints import Kept, Snapshot
+from neural_ode.gradients.differentiable import Autocast, gradients, refuse_transforms, twice_differentiable
+from neural_ode.gradients.problem import Problem
+from neural_ode.integrate import integrate
+from neural_ode.methods import BlackBox
+from neural_ode.replay import Replay, tensors_of
+from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.solution import Made, Segment, Statistics
+
+__all__ = ["Trail", "solve_stepwise"]
+
+
+class Trail(Protocol):
+    """Knows where the steps of a solve started."""
+
+    kept: list[Kept]
+
+    def offer(self, number: int, snapshot: Snapshot) -> None:
+        """Called in the forward pass, with what each step starts from."""
+
+    def backwards(self, made: Sequence[Made], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+        """Every step with what it started from, the last one first.
+
+        Args:
+            made: the steps.
+            kept: the attribute `kept` after the forward pass.
+            replay: makes steps again.
+        """
+
+
+def solve_stepwise(name: str, problem: Problem, scheme: Scheme, stats: Statistics, trail: Trail) -> Trajectory:
+    """Solve, with the gradient of the discrete solve from a backward pass that makes its steps again.
+
+    Args:
+        name: of the choice, for messages.
+        problem: what to solve.
+        scheme: how.
+        stats: counters to add to.
+        trail: where the steps started; one for each solve.
+    """
+    if isinstance(scheme.method, BlackBox):
+        raise InvalidArgumentError(
+            f"gradient={name!r} goes back through the steps of the solver, and {scheme.method.name} does not show "
+            "them: use gradient='backsolve'"
+        )
+    refuse_transforms(name)
+    solve = _Solve(problem, scheme, stats, trail)
+    y = _Stepwise.apply(solve, problem.y0, problem.t, *problem.params)
+    assert solve.trajectory is not None
+    return solve.trajectory._replace(y=y)
+
+
+class _Solve:
+    """One solve and its gradient.
+
+    Attributes:
+        made: the accepted steps.
+        trajectory: without its states.
+    """
+
+    def __init__(self, problem: Problem, scheme: Scheme, stats: Statistics, trail: Trail):
+        self.problem, self.scheme, self.stats, self.trail = problem, scheme, stats, trail
+        self.made: list[Made] = []
+        self.trajectory: Trajectory | None = None
+        self.autocast = Autocast(problem.y0.device)
+
+    def forward(self) -> Tensor:
+        problem = self.problem
+        trajectory = integrate(
+            problem.f, problem.y0, problem.t, self.scheme, self.stats, self.record, problem.event
+        )
+        # Times that are the user's keep their graph; that of an event is a number.
+        t, found = problem.t, len(trajectory.t)
+        times = t if trajectory.event is None else torch.cat([t[: found - 1], trajectory.t[found - 1 :]])
+        self.trajectory = trajectory._replace(t=times)
+        return trajectory.y
+
+    def record(self, segment: Segment) -> None:
+        self.made.append(segment.made)
+        carry = None if segment.made.restarted else segment.carry
+        self.trail.offer(segment.made.number, Snapshot(segment.y, carry))
+
+    def replay(self, t: Tensor, stats: Statistics) -> Replay:
+        loop = Adaptive if self.scheme.controls_error else FixedGrid
+        return loop(self.problem.f, self.problem.y0, t, self.scheme, stats)
+
+    def gradient(
+        self, kept: Sequence[Kept], y0: Tensor, t: Tensor, grad_y: Tensor, *params: Tensor
+    ) -> list[Tensor]:
+        """`∂L/∂y0`, `∂L/∂t` and `∂L/∂θ`; that of the times is zero where `problem.t` requires none."""
+        if not self.made:  # a single time, or an event at the start
+            return [grad_y.sum(0), torch.zeros_like(t), *(torch.zeros_like(p) for p in params)]
+        stats = self.stats.backward = Statistics()
+        with self.autocast():
+            if torch.is_grad_enabled():
+                return self._with_graph(stats, y0, t, grad_y, params)
+            return self._by_steps(stats, kept, t, grad_y, params)
+
+    def _by_steps(
+        self, stats: Statistics, kept: Sequence[Kept], t: Tensor, grad_y: Tensor, params: Sequence[Tensor]
+    ) -> list[Tensor]:
+        moving = self.problem.t.requires_grad
+        with torch.enable_grad():
+            t = t.detach().requires_grad_(moving)
+            replay = self._replay(t, stats)
+        shared = [*((t,) * moving), *params]
+        totals = [torch.zeros_like(x) for x in shared]
+        after: list[Tensor] = []  # cotangents of what the next step starts from
+        for number, snapshot in self.trail.backwards(self.made, kept, self._replay(t.detach(), stats)):
+            starts = pytree.tree_map(_leaf, snapshot)
+            then = self.made[number + 1] if after else None
+            with torch.enable_grad():
+                again = replay.again(self.made[number], starts.y, starts.carry, then)
+            results = [again.y, *tensors_of(again.carry)] if after else []
+            outputs = [] if again.outputs is None else [again.outputs]
+            along = [*after, *(grad_y[again.where] for _ in outputs)]
+            inputs = tensors_of(starts)
+            # The points of a grid that moves belong to all steps.
+            found = gradients([*results, *outputs], [*inputs, *shared], along, retain_graph=moving)
+            after = found[: len(inputs)]
+            for total, gradient in zip(totals, found[len(inputs) :], strict=True):
+                total.add_(gradient)
+            del again, results, outputs, starts, inputs, snapshot
+        by_t = [] if moving else [torch.zeros_like(t)]
+        return [grad_y[0] + after[0], *by_t, *totals]
+
+    def _with_graph(
+        self, stats: Statistics, y0: Tensor, t: Tensor, grad_y: Tensor, params: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The same from the graph of all steps, which can be differentiated."""
+        replay = self._replay(t if self.problem.t.requires_grad else t.detach(), stats)
+        y, carry = y0, None
+        results, along = [], []
+        for made, then in zip(self.made, [*self.made[1:], None], strict=True):
+            y, carry, where, outputs = replay.again(made, y, carry, then)
+            if outputs is not None:
+                results.append(outputs)
+                along.append(grad_y[where])
+        by_y0, *others = gradients(results, [y0, t, *params], along, create_graph=True)
+        return [grad_y[0] + by_y0, *others]
+
+    def _replay(self, t: Tensor, stats: Statistics) -> Replay:
+        loop = Adaptive if self.scheme.controls_error else FixedGrid
+        return loop(self.problem.f, self.problem.y0.detach(), t, self.scheme, stats)
+
+
+class _Stepwise(torch.autograd.Function):
+    """Forward: a solve that autograd does not see. Backward: its steps, from the last to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, solve: _Solve, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
+        y = solve.forward()
+        leaves, ctx.structure = pytree.tree_flatten(solve.trail.kept)
+        solve.trail.kept = []
+        ctx.solve, ctx.numbers = solve, [None if isinstance(x, Tensor) else x for x in leaves]
+        ctx.are_tensors = [isinstance(x, Tensor) for x in leaves]
+        ctx.save_for_backward(y0, t, *params, *(x for x in leaves if isinstance(x, Tensor)))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[3:]
+        y0, t, *rest = ctx.saved_tensors
+        params, tensors = rest[: len(needed)], iter(rest[len(needed) :])
+        leaves = [
+            next(tensors) if is_tensor else x for x, is_tensor in zip(ctx.numbers, ctx.are_tensors, strict=True)
+        ]
+        kept = pytree.tree_unflatten(leaves, ctx.structure)
+        active = [p for p, wanted in zip(params, needed, strict=True) if wanted]
+        by_y0, by_t, *found = twice_differentiable(partial(ctx.solve.gradient, kept), (y0, t, grad_y), active)
+        rest = iter(found)
+        by_params = [next(rest) if wanted else None for wanted in needed]
+        return (
+            None,
+            *(g if w else None for g, w in zip((by_y0, by_t), ctx.needs_input_grad[1:3], strict=True)),
+            *by_params,
+        )
+
+
+def _leaf(x: Any) -> Any:
+    return x.detach().requires_grad_() if isinstance(x, Tensor) else x
