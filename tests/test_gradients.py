@@ -19,7 +19,7 @@ from neural_ode import (
 )
 from neural_ode.methods import get_method
 
-GRADIENTS = ["direct", "recursive_checkpoint", "backsolve"]
+GRADIENTS = ["direct", "recursive_checkpoint", "backsolve", "interpolating"]
 METHODS = {name: get_method(name) for name in ("euler", "midpoint", "rk4", "dopri5")}
 
 
@@ -274,14 +274,6 @@ def test_backward_twice_and_retained_graph() -> None:
     (first,) = torch.autograd.grad(loss, y0, retain_graph=True)
     (second,) = torch.autograd.grad(loss, y0)
     assert torch.equal(first, second)
-
-
-def test_second_derivatives_of_backsolve_are_refused_not_wrong() -> None:
-    f, y0, t, weights = problem()
-    loss = (solve(f, y0, t, gradient="backsolve").y * weights).sum()
-    (first,) = torch.autograd.grad(loss, y0, create_graph=True)
-    with pytest.raises(InvalidArgumentError, match="second derivatives"):
-        torch.autograd.grad(first.sum(), y0)
 
 
 def test_second_derivatives_of_direct() -> None:

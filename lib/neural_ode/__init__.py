@@ -15,7 +15,7 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
     UnknownNameError,
 )
-from neural_ode.gradients import GRADIENTS, Backsolve, Direct, RecursiveCheckpoint
+from neural_ode.gradients import GRADIENTS, Backsolve, Direct, Interpolating, RecursiveCheckpoint
 from neural_ode.methods import METHODS
 from neural_ode.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from neural_ode.scheme import Callbacks
@@ -33,6 +33,7 @@ __all__ = [
     "DenseOutput",
     "Direct",
     "IntegralController",
+    "Interpolating",
     "InvalidArgumentError",
     "MaxStepsError",
     "NeuralODEError",

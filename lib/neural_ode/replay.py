@@ -5,12 +5,13 @@ step is a function of the state it starts from, the output times and the paramet
 differentiated by itself.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Again", "Replay", "frame_of", "tensors_of"]
+__all__ = ["Again", "Replay", "frame_of", "take_tensors", "tensors_of"]
 
 
 class Again(NamedTuple):
@@ -52,3 +53,19 @@ def frame_of(carry: Any) -> Any:
 def tensors_of(carry: Any) -> list[Tensor]:
     """The tensors of a carry, always in the same order."""
     return [x for x in pytree.tree_leaves(carry) if isinstance(x, Tensor)]
+
+
+def take_tensors(tree: Any) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Any]]:
+    """The tensors in nested tuples and lists, for autograd to keep, and a function that puts them back."""
+    leaves, structure = pytree.tree_flatten(tree)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    are_tensors = [isinstance(x, Tensor) for x in leaves]
+    numbers = [None if is_tensor else x for x, is_tensor in zip(leaves, are_tensors, strict=True)]
+    del leaves  # the function below would hold them
+
+    def put_back(tensors: Iterable[Tensor]) -> Any:
+        kept = iter(tensors)
+        pairs = zip(numbers, are_tensors, strict=True)
+        return pytree.tree_unflatten([next(kept) if is_tensor else x for x, is_tensor in pairs], structure)
+
+    return tensors, put_back

@@ -1,8 +1,10 @@
 """What a solve returns: values, statistics and, where asked for, the dense output."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +117,18 @@ class DenseOutput:
     end: float
     restore: Callable[[Tensor], State]
 
+    @cached_property
+    def _starts(self) -> list[float]:
+        """Where the steps start, ascending."""
+        return [math.copysign(1.0, segment.h) * segment.t for segment in self.segments]
+
+    def packed(self, t: float) -> Tensor:
+        """The packed state at one time; outside of the interval, the first or last step is continued."""
+        direction = math.copysign(1.0, self.segments[0].h)
+        segment = self.segments[max(bisect_right(self._starts, direction * t) - 1, 0)]
+        theta = segment.y.new_tensor([(t - segment.t) / segment.h]).real
+        return self.method.interpolate(segment.y, segment.dense, segment.h, theta)[0]
+
     def __call__(self, t: Tensor | float) -> State:
         """The state at times inside the interval of the solve, differentiable as the solve is.
 
@@ -130,8 +144,7 @@ class DenseOutput:
         first = self.segments[0]
         times = torch.as_tensor(t, dtype=torch.float64).to("cpu")
         flat = times.reshape(-1)
-        direction = 1.0 if first.h > 0 else -1.0
-        starts = [direction * segment.t for segment in self.segments]
+        direction = math.copysign(1.0, first.h)
         states = []
         for time in flat:
             number = time.item()
@@ -140,9 +153,7 @@ class DenseOutput:
                     f"t = {number} lies outside the interval of the solve, {first.t} to {self.end}; "
                     "solve over a longer interval to evaluate there"
                 )
-            segment = self.segments[bisect_right(starts, direction * number) - 1]
-            theta = ((time - segment.t) / segment.h).to(segment.y.device, segment.y.abs().dtype).reshape(1)
-            states.append(self.method.interpolate(segment.y, segment.dense, segment.h, theta)[0])
+            states.append(self.packed(number))
         y = torch.stack(states) if states else first.y.new_empty((0, *first.y.shape))
         return self.restore(y.reshape(times.shape + first.y.shape))
 

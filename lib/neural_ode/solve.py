@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from neural_ode.compiled import with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
-from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, RecursiveCheckpoint, get_gradient
+from neural_ode.gradients import (
+    Backsolve,
+    Direct,
+    Gradient,
+    Interpolating,
+    Problem,
+    RecursiveCheckpoint,
+    get_gradient,
+)
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
 from neural_ode.per_sample import per_sample
@@ -277,7 +285,7 @@ def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> t
         for p in chosen:
             if not isinstance(p, Tensor):
                 raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
-    elif isinstance(gradient, RecursiveCheckpoint | Backsolve) and not isinstance(f, nn.Module):
+    elif isinstance(gradient, RecursiveCheckpoint | Backsolve | Interpolating) and not isinstance(f, nn.Module):
         raise InvalidArgumentError(
             f"{gradient.name} has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
             "params=() if only y0 and t do"

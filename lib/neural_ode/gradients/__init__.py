@@ -6,12 +6,22 @@ from typing import Protocol
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.gradients.backsolve import Backsolve
 from neural_ode.gradients.direct import Direct
+from neural_ode.gradients.interpolating import Interpolating
 from neural_ode.gradients.problem import Problem
 from neural_ode.gradients.recursive_checkpoint import RecursiveCheckpoint
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Statistics
 
-__all__ = ["GRADIENTS", "Backsolve", "Direct", "Gradient", "Problem", "RecursiveCheckpoint", "get_gradient"]
+__all__ = [
+    "GRADIENTS",
+    "Backsolve",
+    "Direct",
+    "Gradient",
+    "Interpolating",
+    "Problem",
+    "RecursiveCheckpoint",
+    "get_gradient",
+]
 
 
 class Gradient(Protocol):
@@ -23,7 +33,7 @@ class Gradient(Protocol):
 
 
 GRADIENTS: dict[str, Callable[[], Gradient]] = {
-    choice.name: choice for choice in (Direct, RecursiveCheckpoint, Backsolve)
+    choice.name: choice for choice in (Direct, RecursiveCheckpoint, Backsolve, Interpolating)
 }
 
 

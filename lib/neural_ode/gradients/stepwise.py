@@ -27,7 +27,7 @@ from neural_ode.gradients.differentiable import Autocast, gradients, refuse_tran
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox
-from neural_ode.replay import Replay, tensors_of
+from neural_ode.replay import Replay, take_tensors, tensors_of
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Made, Segment, Statistics
 
@@ -174,31 +174,23 @@ class _Stepwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, solve: _Solve, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
         y = solve.forward()
-        leaves, ctx.structure = pytree.tree_flatten(solve.trail.kept)
+        tensors, ctx.put_back = take_tensors(solve.trail.kept)
         solve.trail.kept = []
-        ctx.solve, ctx.numbers = solve, [None if isinstance(x, Tensor) else x for x in leaves]
-        ctx.are_tensors = [isinstance(x, Tensor) for x in leaves]
-        ctx.save_for_backward(y0, t, *params, *(x for x in leaves if isinstance(x, Tensor)))
+        ctx.solve = solve
+        ctx.save_for_backward(y0, t, *params, *tensors)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
         y0, t, *rest = ctx.saved_tensors
-        params, tensors = rest[: len(needed)], iter(rest[len(needed) :])
-        leaves = [
-            next(tensors) if is_tensor else x for x, is_tensor in zip(ctx.numbers, ctx.are_tensors, strict=True)
-        ]
-        kept = pytree.tree_unflatten(leaves, ctx.structure)
+        params, kept = rest[: len(needed)], ctx.put_back(rest[len(needed) :])
         active = [p for p, wanted in zip(params, needed, strict=True) if wanted]
         by_y0, by_t, *found = twice_differentiable(partial(ctx.solve.gradient, kept), (y0, t, grad_y), active)
-        rest = iter(found)
-        by_params = [next(rest) if wanted else None for wanted in needed]
-        return (
-            None,
-            *(g if w else None for g, w in zip((by_y0, by_t), ctx.needs_input_grad[1:3], strict=True)),
-            *by_params,
-        )
+        remaining = iter(found)
+        by_params = [next(remaining) if wanted else None for wanted in needed]
+        wanted_y0, wanted_t = ctx.needs_input_grad[1:3]
+        return None, by_y0 if wanted_y0 else None, by_t if wanted_t else None, *by_params
 
 
 def _leaf(x: Any) -> Any:

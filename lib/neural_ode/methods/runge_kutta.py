@@ -86,10 +86,11 @@ class ExplicitRungeKutta(Method):
         if self._dense is None:
             raise ValueError(f"{self.name} has no continuous extension")
         coefficients = torch.tensor(self._dense, dtype=theta.dtype, device=theta.device)
-        exponents = torch.arange(1, coefficients.shape[1] + 1, device=theta.device)
-        theta = theta[:, None]
-        basis = theta ** (exponents % 2) * (theta * (1 - theta)) ** (exponents // 2)
-        return basis @ coefficients.T
+        # θ, s, θs, s², … by products: the second derivative of a power is NaN where its base is zero.
+        basis = [theta, theta * (1 - theta)]
+        while len(basis) < coefficients.shape[1]:
+            basis.append(basis[-2] * basis[1])
+        return torch.stack(basis[: coefficients.shape[1]], dim=1) @ coefficients.T
 
 
 def _floats(row: Sequence[object]) -> list[float]:
