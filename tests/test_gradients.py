@@ -19,7 +19,7 @@ from neural_ode import (
 )
 from neural_ode.methods import get_method
 
-GRADIENTS = ["direct", "recursive_checkpoint", "backsolve", "interpolating"]
+GRADIENTS = ["direct", "recursive_checkpoint", "backsolve", "interpolating", "reversible"]
 METHODS = {name: get_method(name) for name in ("euler", "midpoint", "rk4", "dopri5")}
 
 

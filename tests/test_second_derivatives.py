@@ -17,8 +17,9 @@ CHOICES = {
     "restarted": Backsolve(checkpoints=2),
     "quadrature": Backsolve(quadrature=True),
     "interpolating": "interpolating",
+    "reversible": "reversible",
 }
-DISCRETE = ["direct", "recursive_checkpoint", "with 2 checkpoints"]
+DISCRETE = ["direct", "recursive_checkpoint", "with 2 checkpoints", "reversible"]
 
 
 class Field(nn.Module):

@@ -170,6 +170,11 @@ class Adaptive:
         outputs = self.outputs.stacked() if self.outputs.states else None
         return Again(step.y1, following, slice(made.done, self.outputs.done), outputs)
 
+    def beginning(self, made: Made) -> tuple[Dynamics, Tensor]:
+        """The dynamics as an accepted step sees them, and the time where it starts."""
+        self.now = made.t
+        return self._dynamics(made.end), self.clock.tensor(made.t)
+
     def _step(self, y: Tensor, h: float, after: float, carry: Any) -> Step:
         """The step from where the solve is to `after`."""
         step = self.method.step(self._dynamics(after), self.clock.tensor(self.now), y, h, carry)

@@ -143,6 +143,10 @@ class FixedGrid:
         outputs = self.outputs.stacked() if self.outputs.states else None
         return Again(step.y1, following, slice(made.done, self.outputs.done), outputs)
 
+    def beginning(self, made: Made) -> tuple[Dynamics, Tensor]:
+        """The dynamics as a step sees them, and the time where it starts."""
+        return self._seen(self._interval(made)[0], made.end)
+
     def _interval(self, made: Made) -> tuple[Tensor | float, Tensor | float]:
         if not self.clock.moving:
             return made.t, made.end
@@ -151,13 +155,18 @@ class FixedGrid:
         return self.grid[made.number], self.grid[made.number + 1]
 
     def _step(self, y: Tensor, start: Tensor | float, after: float, h: Tensor | float, carry: Any) -> Step:
-        clock, now = self.clock, _number(start)
-        f = strictly_inside(self.f, now, after) if self.scheme.perturb else self.f
-        time = start.to(clock.dtype).to(y.device) if isinstance(start, Tensor) else clock.tensor(now)
+        clock = self.clock
+        f, time = self._seen(start, after)
         length = h.to(clock.dtype).to(clock.device) if isinstance(h, Tensor) else h
         step = self.method.step(f, time, y, length, carry)
         self.stats.nfe += step.nfe
         return step
+
+    def _seen(self, start: Tensor | float, after: float) -> tuple[Dynamics, Tensor]:
+        """The dynamics between two points of the grid, and the first of them as they get it."""
+        clock, now = self.clock, _number(start)
+        f = strictly_inside(self.f, now, after) if self.scheme.perturb else self.f
+        return f, start.to(clock.dtype).to(clock.device) if isinstance(start, Tensor) else clock.tensor(now)
 
     def _follows(self, after: float) -> bool:
         """Whether the end of a step moves with the output time that it coincides with."""

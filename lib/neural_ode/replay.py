@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from neural_ode.solution import Statistics
+from neural_ode.state import Dynamics
+
 __all__ = ["Again", "Replay", "frame_of", "take_tensors", "tensors_of"]
 
 
@@ -31,7 +34,13 @@ class Again(NamedTuple):
 
 
 class Replay(Protocol):
-    """A loop that makes its steps again."""
+    """A loop that makes its steps again.
+
+    Attributes:
+        stats: counts what that costs.
+    """
+
+    stats: Statistics
 
     def again(self, made: Any, y: Tensor, carry: Any, then: Any, collect: bool = True) -> Again:
         """Make an accepted step again.
@@ -43,6 +52,9 @@ class Replay(Protocol):
             then: the step after it, `None` after the last.
             collect: whether to find the outputs in it.
         """
+
+    def beginning(self, made: Any) -> tuple[Dynamics, Tensor]:
+        """The dynamics as an accepted step sees them, and the time where it starts."""
 
 
 def frame_of(carry: Any) -> Any:

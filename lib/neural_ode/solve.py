@@ -13,12 +13,12 @@ from neural_ode.compiled import with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
 from neural_ode.gradients import (
-    Backsolve,
+    Adjoint,
     Direct,
     Gradient,
-    Interpolating,
     Problem,
     RecursiveCheckpoint,
+    Reversible,
     get_gradient,
 )
 from neural_ode.integrate import integrate
@@ -74,10 +74,13 @@ def solve(
         rtol, atol: relative and absolute tolerance: the local error of a step may be `atol + rtol · |y|`. A number,
             a tensor that broadcasts to `y0`, or for a tuple one of either for each part. Methods without an error
             estimate do not use them.
-        gradient: how gradients are computed: `"direct"` through the steps; `"backsolve"` by the adjoint method;
-            or an object such as `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are none.
-        params: for `backsolve`, the tensors besides `y0` and `t` that get gradients; the parameters of `f` if it
-            is a module.
+        gradient: how gradients are computed: through the steps, as autograd records them (`"direct"`) or makes
+            them again (`"recursive_checkpoint"`), or as a reversible solver undoes them (`"reversible"`); or by the
+            adjoint equation, with the state solved backwards too (`"backsolve"`, the paper's method) or stored
+            (`"interpolating"`). Also an object such as `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are
+            none.
+        params: for all but `direct`, the tensors besides `y0` and `t` that get gradients; the parameters of `f`
+            if it is a module.
         controller: chooses the step sizes; `IntegralController()` by default.
         norm: norm of the error control; gets tensors in the structure of `y0`, returns shape (). The default is
             the root mean square, of a tuple the largest among its parts.
@@ -285,7 +288,7 @@ def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> t
         for p in chosen:
             if not isinstance(p, Tensor):
                 raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
-    elif isinstance(gradient, RecursiveCheckpoint | Backsolve | Interpolating) and not isinstance(f, nn.Module):
+    elif isinstance(gradient, RecursiveCheckpoint | Adjoint | Reversible) and not isinstance(f, nn.Module):
         raise InvalidArgumentError(
             f"{gradient.name} has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
             "params=() if only y0 and t do"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from neural_ode.compiled import integrate_compiled
+from neural_ode.compiled import integrate_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.gradients.differentiable import Autocast, refuse_transforms
@@ -263,7 +263,8 @@ class _Adjoint(torch.autograd.Function):
         if problem.compile and memory.record is None:
             trajectory = integrate_compiled(problem.f, y0, t, scheme, stats, event=problem.event)
         else:
-            trajectory = integrate(problem.f, y0, t, scheme, stats, memory.record, problem.event)
+            steps = with_compiled_steps(scheme) if problem.compile else scheme
+            trajectory = integrate(problem.f, y0, t, steps, stats, memory.record, problem.event)
         found.append(trajectory)
         ended = trajectory.event is not None
         ctx.end = trajectory.t[-1:] if ended else None

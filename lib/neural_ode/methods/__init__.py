@@ -20,6 +20,7 @@ from neural_ode.methods.black_box import BlackBox, ScipySolver
 from neural_ode.methods.compiled import CompiledRungeKutta
 from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
+from neural_ode.methods.reversible import ReversibleRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.tableaus import (
     ADAPTIVE_HEUN,
@@ -45,6 +46,7 @@ __all__ = [
     "ImplicitRungeKutta",
     "Method",
     "Next",
+    "ReversibleRungeKutta",
     "ScipySolver",
     "Step",
     "VariableOrderAdams",
