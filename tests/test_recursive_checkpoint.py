@@ -1,6 +1,8 @@
 """Step-wise recomputation: the gradient of `direct`, with as many states in memory as one likes."""
 
+import gc
 import math
+import weakref
 from functools import cache
 from itertools import pairwise
 
@@ -255,3 +257,66 @@ def test_needs_to_see_the_steps_and_the_parameters() -> None:
         )
     with pytest.raises(InvalidArgumentError, match="recursive_checkpoint has to know"):
         solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], gradient="recursive_checkpoint")
+
+
+# With steps of their own for each row --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [None, 3])
+@pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
+def test_rows_with_steps_of_their_own(method: str, budget: object) -> None:
+    """Rows of very different speeds, with common times and with their own."""
+    f = Rows()
+    y0 = torch.tensor([[0.5, 0.1], [1.2, -1.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    common = torch.tensor([0.0, 0.3, 0.35, 1.0], dtype=torch.float64)
+    own = torch.stack([common, 2 * common, common - 1])
+    for times in (common, own, -own):
+        t = times.clone().requires_grad_()
+        found = []
+        for gradient in ("direct", RecursiveCheckpoint(budget)):
+            solution = solve(f, y0, t, method=method, gradient=gradient, batched=True, rtol=1e-3, atol=1e-3)
+            weights = torch.linspace(0.2, 1.5, solution.y.numel(), dtype=torch.float64).view_as(solution.y)
+            found.append(torch.autograd.grad((solution.y * weights).square().sum(), [y0, t, *f.parameters()]))
+        assert solution.stats.per_sample is not None
+        assert len(set(solution.stats.per_sample.accepted.tolist())) > 1
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9 * float(a.abs().max()))
+
+
+class Rows(nn.Module):
+    """Each row turns as fast as it is far out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 3.0], dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        speed = y.square().sum(-1, keepdim=True) + torch.cos(t)[:, None]
+        return speed * self.scale * torch.stack([y[:, 1], -y[:, 0]], dim=1)
+
+
+def test_rows_differentiated_twice() -> None:
+    f, y0 = Rows(), torch.tensor([[0.5, 0.1], [1.5, -1.0]], dtype=torch.float64, requires_grad=True)
+    found = []
+    for gradient in ("direct", "recursive_checkpoint"):
+        y = solve(f, y0, [0.0, 0.5], gradient=gradient, batched=True, rtol=1e-5, atol=1e-5).y
+        (first,) = torch.autograd.grad(y.square().sum() + y[-1].sum(), y0, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), [y0, *f.parameters()]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("gradient", ["recursive_checkpoint", "reversible", "backsolve", "interpolating"])
+def test_memory_is_freed_with_the_solution(gradient: str) -> None:
+    """By reference counting: a cycle through the graph would wait for the garbage collector."""
+    f, y0 = Field(), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    gc.collect()
+    gc.disable()
+    try:
+        solution = solve(f, y0, [0.0, 1.0], gradient=gradient, rtol=1e-4, atol=1e-4)
+        states = weakref.ref(solution.y)
+        solution.y.sum().backward()
+        del solution
+        assert states() is None
+    finally:
+        gc.enable()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_ode import Backsolve, RecursiveCheckpoint, solve
+from neural_ode import Backsolve, InvalidArgumentError, RecursiveCheckpoint, solve
 
 CHOICES = {
     "direct": "direct",
@@ -108,3 +108,85 @@ def test_first_derivative_is_the_same_with_a_graph() -> None:
         graphed = torch.autograd.grad(loss, [y0, t, *params], create_graph=True)
         for a, b in zip(plain, graphed, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-6, atol=1e-7)
+
+
+# Forward mode and the transforms of torch.func -----------------------------------------------------------------
+
+GRIDS = [{}, {"method": "rk4", "step_size": 0.1}, {"method": "adams"}]
+
+
+def field_of(weight: Tensor, y0: Tensor, **how) -> Tensor:
+    return solve(lambda t, y: torch.tanh(y @ weight) * torch.cos(t), y0, [0.0, 0.3, 1.0], **how).y
+
+
+@pytest.mark.parametrize("how", GRIDS, ids=["adaptive", "grid", "adams"])
+def test_forward_mode_of_direct(how: dict) -> None:
+    """Against central differences; the steps of the adaptive solves hardly matter at this tolerance."""
+    torch.manual_seed(2)
+    weight, y0 = torch.randn(2, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    along = torch.randn_like(weight), torch.randn_like(y0)
+    how = {"rtol": 1e-11, "atol": 1e-12} | how
+    y, tangent = torch.func.jvp(lambda w, y: field_of(w, y, **how), (weight, y0), along)
+    h = 1e-5
+    above = field_of(weight + h * along[0], y0 + h * along[1], **how)
+    below = field_of(weight - h * along[0], y0 - h * along[1], **how)
+    torch.testing.assert_close(tangent, (above - below) / (2 * h), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(y, field_of(weight, y0, **how))
+
+
+@pytest.mark.parametrize("how", GRIDS, ids=["adaptive", "grid", "adams"])
+def test_transforms_of_direct_agree_with_autograd(how: dict) -> None:
+    torch.manual_seed(2)
+    weight, y0 = torch.randn(2, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda w: field_of(w, y0, **how), weight)
+    total = torch.func.grad(lambda w: field_of(w, y0, **how).sum())(weight)
+    torch.testing.assert_close(total, jacobian.sum((0, 1)))
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(lambda w: field_of(w, y0, **how))(weight), jacobian)
+
+
+OTHERS = ["recursive_checkpoint", "backsolve", "interpolating", "reversible"]
+
+
+@pytest.mark.parametrize("gradient", OTHERS)
+def test_what_other_choices_cannot_do_is_said(gradient: str) -> None:
+    y0 = torch.randn(2, dtype=torch.float64)
+    weight = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(w: Tensor, y: Tensor) -> Tensor:
+        return field_of(w, y, gradient=gradient, params=(w,))
+
+    with pytest.raises(InvalidArgumentError, match="use gradient='direct'"):
+        torch.func.grad(lambda w: run(w, y0).sum())(weight)
+    with pytest.raises(InvalidArgumentError, match="gradient='direct'"):
+        torch.func.jvp(lambda y: run(weight, y), (y0,), (y0,))
+    with pytest.raises(InvalidArgumentError, match="forward mode needs"), torch.autograd.forward_ad.dual_level():
+        run(weight, torch.autograd.forward_ad.make_dual(y0, y0))
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "step_size": 0.1}], ids=["adaptive", "grid"])
+def test_vmap_says_what_to_do_instead(how: dict) -> None:
+    weight, y0 = torch.randn(2, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    for function in (
+        lambda y: field_of(weight, y, **how),
+        torch.func.grad(lambda y: field_of(weight, y, **how).sum()),
+    ):
+        with pytest.raises(InvalidArgumentError, match="batched=True"):
+            torch.func.vmap(function)(y0)
+    with pytest.raises(InvalidArgumentError, match="explicit method"):
+        torch.func.grad(lambda y: field_of(weight, y, method="kvaerno5").sum())(y0)
+
+
+def test_many_cotangents_at_once() -> None:
+    """The discrete choices take them; a solve of its own for the gradient decides by values, and says so."""
+    y0, weight = torch.randn(2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian
+    for gradient in ("recursive_checkpoint", "reversible"):
+
+        def run(w: Tensor, gradient: str = gradient) -> Tensor:
+            return field_of(w, y0, gradient=gradient, params=(w,))
+
+        torch.testing.assert_close(jacobian(run, weight, vectorize=True), jacobian(run, weight))
+    for gradient in ("backsolve", "interpolating"):
+        with pytest.raises(InvalidArgumentError, match="one cotangent at a time"):
+            jacobian(lambda w, g=gradient: field_of(w, y0, gradient=g, params=(w,)), weight, vectorize=True)

@@ -21,8 +21,9 @@ from neural_ode.gradients import (
     Reversible,
     get_gradient,
 )
+from neural_ode.gradients.differentiable import explain_transforms
 from neural_ode.integrate import integrate
-from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
@@ -33,12 +34,13 @@ from neural_ode.structure import Structure
 __all__ = ["parameters_of", "solve"]
 
 
+@explain_transforms()
 def solve(
     f: Callable[[Tensor, Any], Any],
     y0: State,
     t: Tensor | Iterable[float],
     *,
-    method: str | Method | BlackBox = "dopri5",
+    method: str | Method | BlackBox | Solver = "dopri5",
     rtol: float | Tensor | Iterable[float | Tensor] = 1e-7,
     atol: float | Tensor | Iterable[float | Tensor] = 1e-9,
     gradient: str | Gradient = "direct",
@@ -70,7 +72,9 @@ def solve(
             tuple are solved in a dtype that can represent all of them. A batch may be empty.
         t: times, strictly increasing or decreasing, shape (n,). The state at `t[0]` is `y0`; if that is the only
             time there is nothing to solve. With `batched=True` also of shape (batch, n).
-        method: name of a method (`neural_ode.METHODS`) or a method object.
+        method: name of a method (`neural_ode.METHODS`), a method object, or a solver of your own, a function
+            `solver(f, y0, t, rtol, atol)` that returns the states at `t`: a black box, whose gradients come from
+            `backsolve`.
         rtol, atol: relative and absolute tolerance: the local error of a step may be `atol + rtol · |y|`. A number,
             a tensor that broadcasts to `y0`, or for a tuple one of either for each part. Methods without an error
             estimate do not use them.
@@ -237,8 +241,11 @@ def _solve_batched(
             f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
             + ("" if isinstance(method, Method) and not method.adaptive else " on a fixed grid")
         )
-    if not isinstance(gradient, Direct):
-        raise InvalidArgumentError("batched=True needs gradient='direct'")
+    if not isinstance(gradient, Direct | RecursiveCheckpoint):
+        raise InvalidArgumentError(
+            "batched=True needs gradient='direct' or 'recursive_checkpoint', which go back through the steps of "
+            f"each row; got {gradient!r}"
+        )
     for name, value in (
         ("event", problem.event),
         ("dense", dense),
@@ -250,6 +257,8 @@ def _solve_batched(
             raise InvalidArgumentError(
                 f"{name} cannot be used with batched=True: every sample has times of its own"
             )
+    if isinstance(gradient, RecursiveCheckpoint):
+        return gradient(replace(problem, batched=True), scheme, stats)
     if problem.compile:
         scheme = with_compiled_steps(scheme)
     return per_sample(problem.f, problem.y0, problem.t, scheme, stats)

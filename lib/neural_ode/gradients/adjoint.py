@@ -17,10 +17,10 @@ from torch import Tensor
 from neural_ode.compiled import integrate_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
-from neural_ode.gradients.differentiable import Autocast, refuse_transforms
+from neural_ode.gradients.differentiable import Autocast, ReverseMode, refuse_transforms
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
-from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import Segment, Statistics
 from neural_ode.state import Dynamics, State, max_rms_norm
@@ -74,7 +74,7 @@ class Adjoint:
     name: ClassVar[str]
     states: ClassVar[int]
 
-    method: str | Method | BlackBox | None = None
+    method: str | Method | BlackBox | Solver | None = None
     rtol: float | Tensor | None = None
     atol: float | Tensor | None = None
     step_size: float | None = None
@@ -244,7 +244,7 @@ class BackwardSolve:
         return torch.sum((a.conj() * slope).real).to(t.device, t.dtype)
 
 
-class _Adjoint(torch.autograd.Function):
+class _Adjoint(ReverseMode):
     """Forward: a solve that autograd does not see. Backward: the adjoint equation."""
 
     @staticmethod
@@ -280,6 +280,11 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        if torch._C._functorch.is_legacy_batchedtensor(grad_y):
+            raise InvalidArgumentError(
+                f"gradient={ctx.choice.name!r} solves for one cotangent at a time: leave out is_grads_batched=True "
+                "and vectorize=True"
+            )
         needed = ctx.needs_input_grad[8:]
         y, t, *rest = ctx.saved_tensors
         params = tuple(p for p, wanted in zip(rest, needed, strict=False) if wanted)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from neural_ode.replay import Replay
-from neural_ode.solution import Made
 
 __all__ = ["Budget", "Checkpoints", "Kept", "Snapshot"]
 
@@ -66,7 +65,7 @@ class Checkpoints:
             return steps
         return self.budget if self.budget != "log" else 1 + math.ceil(math.log2(steps + 1))
 
-    def backwards(self, made: Sequence[Made], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+    def backwards(self, made: Sequence[Any], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
         """Every step with what it started from, the last one first; see `Trail`.
 
         Never holds more than `capacity(len(made))` of them, besides the one that it gives away.

@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, NeuralODEError
 
-__all__ = ["Autocast", "refuse_transforms", "twice_differentiable"]
+__all__ = [
+    "Autocast",
+    "ReverseMode",
+    "explain_transforms",
+    "gradients",
+    "refuse_transforms",
+    "twice_differentiable",
+]
 
 
 def twice_differentiable(
@@ -27,7 +34,17 @@ def twice_differentiable(
     return results
 
 
-class _Recomputed(torch.autograd.Function):
+class ReverseMode(torch.autograd.Function):
+    """A function without forward mode."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise InvalidArgumentError(
+            "forward mode needs gradient='direct': the other choices know how to go backwards only"
+        )
+
+
+class _Recomputed(ReverseMode):
     """A function that keeps its arguments only; its vector-Jacobian product is such a function again."""
 
     @staticmethod
@@ -65,6 +82,27 @@ def gradients(
     outputs, cotangents = zip(*active, strict=True)
     found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, **how)
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+@contextmanager
+def explain_transforms() -> Iterator[None]:
+    """Turns what PyTorch says when a transform of `torch.func` meets a solver into what to do about it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, NeuralODEError) or not torch._C._are_functorch_transforms_active():
+            raise
+        if "vmap" in str(error):
+            raise InvalidArgumentError(
+                "solve cannot be mapped by torch.func.vmap: it decides about steps by the values of the states. "
+                "Give y0 a batch dimension instead, with batched=True if each row is to have steps of its own"
+            ) from error
+        if "functorch" in str(error):
+            raise InvalidArgumentError(
+                "this solve cannot be differentiated by torch.func, because its method, or f, calls torch.autograd "
+                "itself: use an explicit method, such as dopri5, or torch.autograd.grad"
+            ) from error
+        raise
 
 
 def refuse_transforms(name: str) -> None:

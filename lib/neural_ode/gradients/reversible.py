@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from neural_ode.gradients.stepwise import solve_stepwise
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta
 from neural_ode.replay import Replay
 from neural_ode.scheme import Scheme, Trajectory
-from neural_ode.solution import Made, Statistics
+from neural_ode.solution import Statistics
 
 __all__ = ["Reversible"]
 
@@ -127,7 +127,7 @@ class _Reversal:
         self.kept.append((number, snapshot))
         self.last = snapshot
 
-    def backwards(self, made: Sequence[Made], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+    def backwards(self, made: Sequence[Any], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
         known = dict(kept)
         snapshot = known[len(made) - 1]
         for number in reversed(range(len(made))):

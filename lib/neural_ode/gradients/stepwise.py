@@ -23,13 +23,20 @@ from neural_ode.adaptive import Adaptive
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.fixed_grid import FixedGrid
 from neural_ode.gradients.checkpoints import Kept, Snapshot
-from neural_ode.gradients.differentiable import Autocast, gradients, refuse_transforms, twice_differentiable
+from neural_ode.gradients.differentiable import (
+    Autocast,
+    ReverseMode,
+    gradients,
+    refuse_transforms,
+    twice_differentiable,
+)
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox
+from neural_ode.per_sample import PerSample, Sweep, per_sample
 from neural_ode.replay import Replay, take_tensors, tensors_of
 from neural_ode.scheme import Scheme, Trajectory
-from neural_ode.solution import Made, Segment, Statistics
+from neural_ode.solution import Segment, Statistics
 
 __all__ = ["Trail", "solve_stepwise"]
 
@@ -42,7 +49,7 @@ class Trail(Protocol):
     def offer(self, number: int, snapshot: Snapshot) -> None:
         """Called in the forward pass, with what each step starts from."""
 
-    def backwards(self, made: Sequence[Made], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+    def backwards(self, made: Sequence[Any], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
         """Every step with what it started from, the last one first.
 
         Args:
@@ -78,35 +85,38 @@ class _Solve:
     """One solve and its gradient.
 
     Attributes:
-        made: the accepted steps.
+        made: the accepted steps, as the loop records them.
         trajectory: without its states.
     """
 
     def __init__(self, problem: Problem, scheme: Scheme, stats: Statistics, trail: Trail):
         self.problem, self.scheme, self.stats, self.trail = problem, scheme, stats, trail
-        self.made: list[Made] = []
+        self.made: list[Any] = []
         self.trajectory: Trajectory | None = None
         self.autocast = Autocast(problem.y0.device)
 
     def forward(self) -> Tensor:
         problem = self.problem
-        trajectory = integrate(
-            problem.f, problem.y0, problem.t, self.scheme, self.stats, self.record, problem.event
-        )
-        # Times that are the user's keep their graph; that of an event is a number.
-        t, found = problem.t, len(trajectory.t)
-        times = t if trajectory.event is None else torch.cat([t[: found - 1], trajectory.t[found - 1 :]])
-        self.trajectory = trajectory._replace(t=times)
+        f, y0, t, stats = problem.f, problem.y0, problem.t, self.stats
+        if problem.batched:
+            trajectory = per_sample(f, y0, t, self.scheme, stats, self._record_sweep)
+        else:
+            trajectory = integrate(f, y0, t, self.scheme, stats, self._record, problem.event)
+        if trajectory.event is not None:  # the user's times keep their graph; that of an event is a number
+            passed = len(trajectory.t) - 1
+            t = torch.cat([t[:passed], trajectory.t[passed:]])
+        # Without the states: they will hold the graph, which holds this.
+        self.trajectory = trajectory._replace(t=t, y=t)
         return trajectory.y
 
-    def record(self, segment: Segment) -> None:
+    def _record(self, segment: Segment) -> None:
         self.made.append(segment.made)
         carry = None if segment.made.restarted else segment.carry
         self.trail.offer(segment.made.number, Snapshot(segment.y, carry))
 
-    def replay(self, t: Tensor, stats: Statistics) -> Replay:
-        loop = Adaptive if self.scheme.controls_error else FixedGrid
-        return loop(self.problem.f, self.problem.y0, t, self.scheme, stats)
+    def _record_sweep(self, sweep: Sweep, y: Tensor) -> None:
+        self.made.append(sweep)
+        self.trail.offer(sweep.number, Snapshot(y, None))
 
     def gradient(
         self, kept: Sequence[Kept], y0: Tensor, t: Tensor, grad_y: Tensor, *params: Tensor
@@ -142,8 +152,7 @@ class _Solve:
             # The points of a grid that moves belong to all steps.
             found = gradients([*results, *outputs], [*inputs, *shared], along, retain_graph=moving)
             after = found[: len(inputs)]
-            for total, gradient in zip(totals, found[len(inputs) :], strict=True):
-                total.add_(gradient)
+            totals = [total + gradient for total, gradient in zip(totals, found[len(inputs) :], strict=True)]
             del again, results, outputs, starts, inputs, snapshot
         by_t = [] if moving else [torch.zeros_like(t)]
         return [grad_y[0] + after[0], *by_t, *totals]
@@ -164,11 +173,12 @@ class _Solve:
         return [grad_y[0] + by_y0, *others]
 
     def _replay(self, t: Tensor, stats: Statistics) -> Replay:
-        loop = Adaptive if self.scheme.controls_error else FixedGrid
-        return loop(self.problem.f, self.problem.y0.detach(), t, self.scheme, stats)
+        loop: Any = PerSample if self.problem.batched else Adaptive if self.scheme.controls_error else FixedGrid
+        replay: Replay = loop(self.problem.f, self.problem.y0.detach(), t, self.scheme, stats)
+        return replay
 
 
-class _Stepwise(torch.autograd.Function):
+class _Stepwise(ReverseMode):
     """Forward: a solve that autograd does not see. Backward: its steps, from the last to the first."""
 
     @staticmethod
