@@ -12,6 +12,7 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
+from neural_ode import METHODS, odeint, solve
 from neural_ode.errors import (
     InvalidArgumentError,
     MaxStepsError,
@@ -469,3 +470,85 @@ def test_every_return_code_is_explained() -> None:
     """The failures that SciPy knows of, without the internal error -7."""
     codes = set(scipy.integrate._ode.vode.messages) | set(scipy.integrate._ode.lsoda.messages)
     assert {code for code in codes if code < 0} - {-7} == set(black_box._ODEPACK_FAILURES)
+
+
+# Training through a black box -----------------------------------------------------------------------------------
+
+
+def midpoint(f, y0: Tensor, t: Tensor, rtol, atol) -> Tensor:
+    """Ten lines, as someone would write them in a notebook."""
+    states = [y0]
+    for start, end in itertools.pairwise(t):
+        y, h = states[-1], (end - start) / 20
+        for i in range(20):
+            time = start + i * h
+            y = y + h * f(time + h / 2, y + h / 2 * f(time, y))
+        states.append(y)
+    return torch.stack(states)
+
+
+class Spiral(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return y @ self.matrix
+
+
+@pytest.mark.parametrize("solver", [ScipySolver("vode-adams"), midpoint], ids=["VODE", "ten lines"])
+def test_trains_through_a_black_box(solver) -> None:
+    """The adjoint needs nothing of a solver but its solutions (section 2 of the paper)."""
+    torch.manual_seed(0)
+    exact = torch.tensor([[-0.2, 1.5], [-1.5, -0.2]], dtype=torch.float64)
+    t = torch.linspace(0, 1, 5, dtype=torch.float64)
+    y0 = torch.randn(8, 2, dtype=torch.float64)
+    data = torch.stack([y0 @ torch.matrix_exp(time * exact) for time in t])
+    f = Spiral()
+    optimizer = torch.optim.Adam(f.parameters(), lr=0.2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        solution = solve(f, y0, t, method=solver, gradient="backsolve", rtol=1e-5, atol=1e-6)
+        loss = (solution.y - data).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1e-3
+    assert solution.stats.nfe > 0
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.nfe > 0
+    torch.testing.assert_close(f.matrix.detach(), exact, rtol=0.1, atol=0.1)
+
+
+def test_a_solver_of_ones_own_has_a_name_if_given_one() -> None:
+    f, y0 = Spiral(), torch.ones(1, 2, dtype=torch.float32)
+    calls = solve(lambda t, y: -y, y0, [0.0, 0.5, 1.0], method=midpoint)
+    assert calls.stats.nfe == 80
+    assert calls.y.dtype == torch.float32
+    METHODS["mine"] = midpoint
+    try:
+        assert torch.equal(
+            solve(f.float(), y0, [0.0, 1.0], method="mine").y,
+            odeint(f, y0, torch.tensor([0.0, 1.0]), method="mine"),
+        )
+        gradient = torch.autograd.functional.jacobian(
+            lambda y: (
+                solve(lambda t, y: -y, y, [0.0, 1.0], method="mine", gradient="backsolve", params=()).y[-1].sum()
+            ),
+            y0,
+        )
+        torch.testing.assert_close(gradient, torch.full_like(y0, np.exp(-1)), rtol=1e-3, atol=1e-3)
+    finally:
+        del METHODS["mine"]
+
+
+@pytest.mark.parametrize(
+    ("solver", "error", "words"),
+    [
+        (lambda f, y0, t, rtol, atol: y0, InvalidArgumentError, r"shape \(2, 3\).*returned \(3,\)"),
+        (lambda f, y0, t, rtol, atol: [y0, y0], InvalidArgumentError, "returned list"),
+        (lambda f, y0, t, rtol, atol: torch.stack([y0, y0 * np.nan]), NonFiniteError, "NaN"),
+    ],
+)
+def test_what_a_solver_returns_is_checked(solver, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        solve(decay, torch.ones(3), [0.0, 1.0], method=solver)

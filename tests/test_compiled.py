@@ -1,6 +1,7 @@
 """Compiled steps: the numbers of plain ones, nothing compiled twice, plain steps where it cannot be done."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-import neural_ode.compiled.forward
 import neural_ode.compiled.graphs
 from neural_ode import (
     Backsolve,
@@ -20,8 +20,7 @@ from neural_ode import (
     odeint_adjoint,
     solve,
 )
-from neural_ode.compiled import compiled_adjoint, per_sample_compiled
-from neural_ode.compiled.forward import compiled_integrate
+from neural_ode.compiled import compiled_adjoint, compiled_integrate
 from neural_ode.integrate import integrate
 from neural_ode.methods import get_method
 from neural_ode.per_sample import per_sample
@@ -135,14 +134,11 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("own_times", [False, True])
-def test_a_solve_with_steps_for_each_row_in_one_graph(
-    sign: int, own_times: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool) -> None:
     """Same outputs, counters and gradients as the loop in Python, for rows that need very different steps."""
-    monkeypatch.setattr(neural_ode.compiled.forward, "with_compiled_steps", None)  # no way to fall back
     f = Rows()
     found = []
-    for run in (per_sample, per_sample_compiled):
+    for run in (per_sample, partial(compiled_integrate, batched=True)):
         y0 = (start(6).double() * torch.logspace(-2, 0.5, 6)[:, None]).requires_grad_()
         t = sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)
         if own_times:
@@ -186,6 +182,35 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert stats.accepted > 3
     assert stats.nfe == 2 + 3 + 6 * (stats.accepted + stats.rejected)
+
+
+def test_recursive_checkpoint_keeps_states_only() -> None:
+    """The gradient of `direct`, a small part of its bytes, and a backward pass that is counted."""
+    f = Smooth()
+    found = []
+    for gradient, compile in (("direct", False), ("recursive_checkpoint", True)):
+        y0 = start(64).double().requires_grad_()
+        kept: set[int] = set()
+        sizes = [0]
+
+        def keep(x: Tensor, kept: set[int] = kept, sizes: list[int] = sizes) -> Tensor:
+            if x.untyped_storage().data_ptr() not in kept:
+                kept.add(x.untyped_storage().data_ptr())
+                sizes[0] += x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            solution = solve(f, y0, [0.0, 1.0, 2.0], rtol=1e-6, atol=1e-6, gradient=gradient, compile=compile)
+        gradients = torch.autograd.grad(solution.y[-1].square().sum(), [y0, *f.parameters()])
+        found.append((solution, sizes[0], gradients))
+    (_, large, expected), (solution, small, values) = found
+    states = solution.stats.accepted + 2  # y0, and where each step starts and the last one ends
+    assert small < 1.2 * (states * y0.nbytes + sum(p.nbytes for p in f.parameters()))
+    assert small < large / 10
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.nfe == 7 * solution.stats.accepted
+    for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_second_derivatives_of_a_compiled_solve() -> None:

@@ -8,7 +8,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import neural_ode
-from neural_ode import InvalidArgumentError, NeuralODEWarning, UnknownNameError, odeint, odeint_adjoint
+from neural_ode import GRADIENTS, InvalidArgumentError, NeuralODEWarning, UnknownNameError, odeint, odeint_adjoint
 
 Y0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
 T = torch.linspace(0, 1, 5, dtype=torch.float64)
@@ -137,3 +137,25 @@ def test_misuse() -> None:
         odeint(Field(), Y0, [0.0, 1.0])
     with pytest.raises(UnknownNameError, match="did you mean 'dopri5'"):
         odeint(Field(), Y0, T, method="dopri55")
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
+def test_takes_every_gradient(solver, gradient: str) -> None:
+    f = nn.Linear(2, 2).double()
+    y0 = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    t = torch.linspace(0, 1, 3, dtype=torch.float64)
+    y = solver(_Module(f), y0, t, gradient=gradient)
+    exact = torch.matrix_exp(f.weight.detach()).sum(0).expand(3, 2)
+    (found,) = torch.autograd.grad(y[-1].sum(), y0, retain_graph=True)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(y[-1].sum(), list(f.parameters())))
+
+
+class _Module(nn.Module):
+    def __init__(self, f: nn.Module):
+        super().__init__()
+        self.f = f
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.f(y)

@@ -83,6 +83,7 @@ def test_imports_go_one_way() -> None:
         ["state"],
         ["step_size", "methods", "clock"],
         ["solution", "scheme", "events"],
+        ["replay"],
         ["adaptive", "per_sample"],
         ["fixed_grid"],
         ["integrate", "structure"],

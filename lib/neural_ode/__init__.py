@@ -1,7 +1,7 @@
 """Neural ordinary differential equations in PyTorch.
 
 `solve` integrates `dy/dt = f(t, y)` and says what it cost; `odeint` and `odeint_adjoint` have the signatures of
-torchdiffeq. How a solve is differentiated is a choice: `gradient="direct"` or `"backsolve"`.
+torchdiffeq. How a solve is differentiated is a choice among five: `GRADIENTS`.
 """
 
 from neural_ode.errors import (
@@ -15,7 +15,7 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
     UnknownNameError,
 )
-from neural_ode.gradients import GRADIENTS, Backsolve, Direct
+from neural_ode.gradients import GRADIENTS, Backsolve, Direct, Interpolating, RecursiveCheckpoint, Reversible
 from neural_ode.methods import METHODS
 from neural_ode.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from neural_ode.scheme import Callbacks
@@ -33,6 +33,7 @@ __all__ = [
     "DenseOutput",
     "Direct",
     "IntegralController",
+    "Interpolating",
     "InvalidArgumentError",
     "MaxStepsError",
     "NeuralODEError",
@@ -40,6 +41,8 @@ __all__ = [
     "NewtonError",
     "NonFiniteError",
     "PIDController",
+    "RecursiveCheckpoint",
+    "Reversible",
     "Solution",
     "SolverError",
     "Statistics",

@@ -18,12 +18,13 @@ from neural_ode.errors import (
 )
 from neural_ode.events import EventFunction, EventWatch
 from neural_ode.methods import Method, Step
+from neural_ode.replay import Again, frame_of
 from neural_ode.scheme import Scheme, Trajectory
-from neural_ode.solution import Segment, Statistics
+from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.state import Dynamics
 from neural_ode.step_size import initial_step
 
-__all__ = ["adaptive", "check_start"]
+__all__ = ["Adaptive", "adaptive", "check_start"]
 
 
 def adaptive(
@@ -36,36 +37,29 @@ def adaptive(
     event: EventFunction | None = None,
 ) -> Trajectory:
     """Solve with steps as long as the tolerance allows; arguments as for `integrate`."""
-    clock = Clock(t, y)
-    outputs = Outputs(clock, y)
-    solve = _Adaptive(f, scheme, stats, clock, outputs, record)
+    solve = Adaptive(f, y, t, scheme, stats)
     try:
-        return solve.run(y, event)
+        return solve.run(y, record, event)
     except SolverError as error:
-        raise error.at(solve.now, outputs.finish(t.new_tensor(solve.now), solve.y)) from None
+        raise error.at(solve.now, solve.outputs.finish(t.new_tensor(solve.now), solve.y)) from None
 
 
-class _Adaptive:
+class Adaptive:
     """One solve: where it is, and what it has found."""
 
-    def __init__(
-        self,
-        f: Dynamics,
-        scheme: Scheme,
-        stats: Statistics,
-        clock: Clock,
-        outputs: Outputs,
-        record: Callable[[Segment], None] | None,
-    ):
+    def __init__(self, f: Dynamics, y: Tensor, t: Tensor, scheme: Scheme, stats: Statistics):
         assert isinstance(scheme.method, Method)
-        self.f, self.scheme, self.stats, self.clock, self.outputs = f, scheme, stats, clock, outputs
-        self.record = record
+        self.f, self.scheme, self.stats = f, scheme, stats
+        self.clock = clock = Clock(t, y)
+        self.outputs = Outputs(clock, y)
         self.method = scheme.method.bind(scheme.tolerance)
         self.now, self.end = clock.times[0], clock.times[-1]
         self.stops = _Stops(scheme, self.now, clock.direction)
         self.jumps = frozenset(scheme.jump_t)
 
-    def run(self, y: Tensor, event: EventFunction | None) -> Trajectory:
+    def run(
+        self, y: Tensor, record: Callable[[Segment], None] | None = None, event: EventFunction | None = None
+    ) -> Trajectory:
         clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
         direction, tolerance, shortest = clock.direction, scheme.tolerance, scheme.min_step
         # A last step that would leave a sliver is stretched over it, unless that made it too long.
@@ -80,12 +74,13 @@ class _Adaptive:
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
         carry: Any = method.begin(slope)
+        restarted = True
         h = self._first_step(y, slope)
         del slope
         err = 0.0
         earlier: tuple[float, ...] = ()
         planned = h
-        steps = 0
+        number, steps = -1, 0
         while not outputs.complete:
             if steps == scheme.max_steps:
                 self._too_many_steps(event is not None)
@@ -101,9 +96,7 @@ class _Adaptive:
                 _give_up(self.now, h, err)
             if scheme.callbacks.step is not None:
                 self._call(scheme.callbacks.step, y, h)
-            f = self._dynamics(after)
-            step = method.step(f, clock.tensor(self.now), y, h, carry)
-            stats.nfe += step.nfe
+            step = self._step(y, h, after, carry)
             assert step.error is not None
             err = tolerance.ratio(step.error, y, step.y1)
             if abs(h) <= shortest and math.isfinite(err):
@@ -114,39 +107,79 @@ class _Adaptive:
 
             following = method.after(step, carry, err, ratio)
             factor = scheme.controller.factor(following.err, following.order, earlier)
-            carry = following.carry
+            before, carry = carry, following.carry
             if not err <= 1:  # also when it is NaN
                 stats.rejected += 1
                 if scheme.callbacks.reject is not None:
                     self._call(scheme.callbacks.reject, y, h)
                 earlier = (math.inf, *earlier)[:2]
                 h *= factor
-                del step, ratio, following  # or the slopes would live, in memory, through the next step
+                del step, ratio, following, before  # or the slopes would live, in memory, through the next step
                 continue
             stats.accepted += 1
+            number += 1
             stats.step_sizes.append(h)
             earlier = (following.err, *earlier)[:2]
             if scheme.callbacks.accept is not None:
                 self._call(scheme.callbacks.accept, y, h)
-            if self.record is not None:
-                self.record(Segment(self.now, h, y, step.dense))
+            crossing = None
             if watch is not None and watch.crossed(clock.tensor(after), step.y1):
-                return self._end_at_event(watch, y, step, h)
-            before = outputs.done
+                crossing = self._locate(watch, y, step, h)
+            if record is not None:
+                afresh = restarted or not method.remembers
+                frame = None if not method.remembers else frame_of(before)
+                ends_at = None if crossing is None else crossing[0]
+                made = Made(number, self.now, after, h, outputs.done, afresh, frame, ends_at)
+                record(Segment(made, y, before, step.dense))
+            if crossing is not None:
+                time, component = crossing
+                self._collect(y, step, h, time)
+                at = clock.t.new_tensor([time])
+                return Trajectory(*outputs.finish(at, self._inside(y, step, h, at)), event=component)
+            found = outputs.done
             self._collect(y, step, h, after)
-            if outputs.done > before:
+            if outputs.done > found:
                 steps = 0
             self.now, self.y = after, step.y1
             y = step.y1
             if after in self.jumps:
                 carry = None
+            restarted = carry is None
             if carry is None and not outputs.complete:
                 carry = method.begin(self._slope(y))
             h *= factor
             if reaches_stop:
                 h = direction * max(abs(h), abs(planned))  # a step cut short says little about the next
-            del step, ratio, following
+            del step, ratio, following, before
         return Trajectory(clock.t, outputs.stacked(), direction * max(abs(h), abs(planned)))
+
+    def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
+        """Make an accepted step again, and find the outputs in it; see `neural_ode.replay`."""
+        self.now = made.t
+        if carry is None:
+            carry = self.method.continued(self.method.begin(self._slope(y)), made.frame)
+        step = self._step(y, made.h, made.end, carry)
+        self.stats.accepted += 1
+        self.outputs.resume(made.done)
+        if collect:
+            self._collect(y, step, made.h, made.end if made.event is None else made.event)
+            if made.event is not None:
+                at = self.clock.t.new_tensor([made.event])
+                self.outputs.add(self._inside(y, step, made.h, at))
+        following = None if then is None or then.restarted else self.method.continued(step.carry, then.frame)
+        outputs = self.outputs.stacked() if self.outputs.states else None
+        return Again(step.y1, following, slice(made.done, self.outputs.done), outputs)
+
+    def beginning(self, made: Made) -> tuple[Dynamics, Tensor]:
+        """The dynamics as an accepted step sees them, and the time where it starts."""
+        self.now = made.t
+        return self._dynamics(made.end), self.clock.tensor(made.t)
+
+    def _step(self, y: Tensor, h: float, after: float, carry: Any) -> Step:
+        """The step from where the solve is to `after`."""
+        step = self.method.step(self._dynamics(after), self.clock.tensor(self.now), y, h, carry)
+        self.stats.nfe += step.nfe
+        return step
 
     def _slope(self, y: Tensor) -> Tensor:
         """`f` where the solve is; on the far side, if that is a discontinuity."""
@@ -174,31 +207,34 @@ class _Adaptive:
         callback(now, y, length)
 
     def _collect(self, y: Tensor, step: Step, h: float, after: float) -> None:
-        clock = self.clock
-        start = clock.t[0] + (self.now - clock.times[0]) if clock.moving else self.now
         # Without a gradient in the times, an output at the end of the step is y1 itself.
         self.outputs.collect(
             after,
-            start,
+            self._start(),
             h,
             step.y1,
-            not clock.moving,
+            not self.clock.moving,
             lambda theta: self.method.interpolate(y, step.dense, h, theta),
         )
 
-    def _end_at_event(self, watch: EventWatch, y: Tensor, step: Step, h: float) -> Trajectory:
-        clock, method, now = self.clock, self.method, self.now
+    def _start(self) -> Tensor | float:
+        """Where the step starts: a tensor where gradients with respect to the times are wanted."""
+        clock = self.clock
+        return clock.t[0] + (self.now - clock.times[0]) if clock.moving else self.now
+
+    def _inside(self, y: Tensor, step: Step, h: float, at: Tensor) -> Tensor:
+        """The state at a time inside the step, shape (1,)."""
+        return self.method.interpolate(y, step.dense, h, self.clock.fractions(at, self._start(), h))[0]
+
+    def _locate(self, watch: EventWatch, y: Tensor, step: Step, h: float) -> tuple[float, int]:
+        """The time of the event in the step, and which component it is of."""
+        now, method = self.now, self.method
         fraction, component = watch.locate(
             lambda theta: method.interpolate(y, step.dense, h, theta),
-            lambda theta: clock.tensor(now + theta * h),
+            lambda theta: self.clock.tensor(now + theta * h),
             y.abs(),
         )
-        time = now + fraction * h
-        self._collect(y, step, h, time)
-        at = clock.t.new_tensor([time])
-        start = clock.t[0] + (now - clock.times[0]) if clock.moving else now
-        state = method.interpolate(y, step.dense, h, clock.fractions(at, start, h))[0]
-        return Trajectory(*self.outputs.finish(at, state), event=component)
+        return now + fraction * h, component
 
     def _too_many_steps(self, waits_for_event: bool) -> None:
         limit, clock = self.scheme.max_steps, self.clock

@@ -56,6 +56,11 @@ class Outputs:
         self.states = [y0[None]]
         self.done = 1
 
+    def resume(self, done: int) -> None:
+        """Go on as if the first `done` output times had been passed, with the states from there only."""
+        self.states = []
+        self.done = done
+
     @property
     def complete(self) -> bool:
         return self.done == len(self.clock.times)
@@ -89,6 +94,11 @@ class Outputs:
         if stop > inside:
             self.states.append(y1[None])
         self.done = stop
+
+    def add(self, state: Tensor) -> None:
+        """Take a state that is due at no output time."""
+        self.states.append(state[None])
+        self.done += 1
 
     def stacked(self) -> Tensor:
         """The states so far, shape (n, *state)."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from neural_ode.clock import Clock, Outputs, strictly_inside
 from neural_ode.errors import InvalidArgumentError, MaxStepsError, NonFiniteError, SolverError
 from neural_ode.events import EventFunction, EventWatch
 from neural_ode.methods import Method, Step
+from neural_ode.replay import Again, frame_of
 from neural_ode.scheme import Scheme, Trajectory
-from neural_ode.solution import Segment, Statistics
+from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.state import Dynamics
 
-__all__ = ["fixed_grid"]
+__all__ = ["FixedGrid", "fixed_grid"]
 
 
 def fixed_grid(
@@ -30,39 +31,34 @@ def fixed_grid(
     event: EventFunction | None = None,
 ) -> Trajectory:
     """Solve on the grid of the scheme; arguments as for `integrate`."""
-    clock = Clock(t, y)
-    outputs = Outputs(clock, y)
-    solve = _FixedGrid(f, scheme, stats, clock, outputs, record)
+    solve = FixedGrid(f, y, t, scheme, stats)
     try:
-        return solve.run(y, event)
+        return solve.run(y, record, event)
     except SolverError as error:
-        raise error.at(solve.now, outputs.finish(t.new_tensor(solve.now), solve.y)) from None
+        raise error.at(solve.now, solve.outputs.finish(t.new_tensor(solve.now), solve.y)) from None
 
 
-class _FixedGrid:
+class FixedGrid:
     """One solve: where it is, and what it has found."""
 
-    def __init__(
-        self,
-        f: Dynamics,
-        scheme: Scheme,
-        stats: Statistics,
-        clock: Clock,
-        outputs: Outputs,
-        record: Callable[[Segment], None] | None,
-    ):
+    def __init__(self, f: Dynamics, y: Tensor, t: Tensor, scheme: Scheme, stats: Statistics):
         assert isinstance(scheme.method, Method)
-        self.f, self.scheme, self.stats, self.clock, self.outputs = f, scheme, stats, clock, outputs
-        self.record = record
+        self.f, self.scheme, self.stats = f, scheme, stats
+        self.clock = clock = Clock(t, y)
+        self.outputs = Outputs(clock, y)
         self.method = scheme.method.bind(scheme.tolerance)
         self.now = clock.times[0]
+        # `None` without a last point.
+        self.grid = None if math.isinf(clock.times[-1]) else _grid(scheme, clock)
         # Of the last step, where an output has needed it: the next step can start from it.
         self.slope_at_end: Tensor | None = None
         self.with_grad = torch.is_grad_enabled()
         # Whether moving an output time moves a grid point with it.
         self.grid_is_outputs = scheme.step_size is None and scheme.grid is None
 
-    def run(self, y: Tensor, event: EventFunction | None) -> Trajectory:
+    def run(
+        self, y: Tensor, record: Callable[[Segment], None] | None = None, event: EventFunction | None = None
+    ) -> Trajectory:
         clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
         self.y = y
         watch = None
@@ -84,14 +80,11 @@ class _FixedGrid:
             if scheme.callbacks.step is not None:
                 times = torch.tensor([now, abs(after - now)], dtype=torch.float64, device=y.device)
                 scheme.callbacks.step(times[0], y, times[1])
-            f = strictly_inside(self.f, now, after) if scheme.perturb else self.f
-            time = start.to(clock.dtype).to(y.device) if isinstance(start, Tensor) else clock.tensor(now)
             if scheme.perturb and isinstance(carry, Tensor):
                 carry = None  # the slope at the end of the last step: just inside of this one it may be another
-            step = method.step(f, time, y, self._in_state_dtype(h), carry)
+            step = self._step(y, start, after, h, carry)
             if number == 0:
                 self._check(step, y)
-            stats.nfe += step.nfe
             if step.error is not None and torch.isinf(step.error.detach()).any():
                 raise NonFiniteError(
                     f"{method.name} cannot make the step from t = {now} to {after}: its equations have no solution "
@@ -99,16 +92,24 @@ class _FixedGrid:
                 )
             stats.accepted += 1
             stats.step_sizes.append(after - now)
-            if self.record is not None:
-                self.record(Segment(now, after - now, y, step.dense))
-            carry = step.carry
-            self.slope_at_end = None
             interpolate = self._interpolation(y, step, h, end)
+            crossing = None
             if watch is not None and watch.crossed(clock.tensor(after), step.y1):
-                return self._end_at_event(watch, interpolate, start, now, h)
-            last = after == clock.times[-1]
-            follows = not clock.moving or self.grid_is_outputs or last
-            outputs.collect(after, start, h, step.y1, follows, interpolate)
+                crossing = self._locate(watch, interpolate, now, h)
+            if record is not None:
+                restarted = carry is None or not method.remembers
+                frame = None if restarted else frame_of(carry)
+                ends_at = None if crossing is None else crossing[0]
+                made = Made(number, now, after, after - now, outputs.done, restarted, frame, ends_at)
+                record(Segment(made, y, carry, step.dense))
+            if crossing is not None:
+                time, component = crossing
+                outputs.collect(time, start, h, self.y, False, interpolate)
+                at = clock.t.new_tensor([time])
+                state = interpolate(clock.fractions(at, start, h))[0]
+                return Trajectory(*outputs.finish(at, state), event=component)
+            carry = step.carry
+            outputs.collect(after, start, h, step.y1, self._follows(after), interpolate)
             if carry is None and not outputs.complete:
                 carry = self._begin()
             self.now, self.y = after, step.y1
@@ -121,32 +122,73 @@ class _FixedGrid:
             )
         return Trajectory(clock.t, outputs.stacked())
 
+    def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
+        """Make a step again, and find the outputs in it; see `neural_ode.replay`."""
+        clock = self.clock
+        self.now, self.y = made.t, y
+        start, end = self._interval(made)
+        h: Tensor | float = end - start if clock.moving else made.h
+        step = self._step(y, start, made.end, h, carry)
+        self.stats.accepted += 1
+        self.outputs.resume(made.done)
+        if collect:
+            interpolate = self._interpolation(y, step, h, end)
+            if made.event is None:
+                self.outputs.collect(made.end, start, h, step.y1, self._follows(made.end), interpolate)
+            else:
+                self.outputs.collect(made.event, start, h, y, False, interpolate)
+                at = clock.t.new_tensor([made.event])
+                self.outputs.add(interpolate(clock.fractions(at, start, h))[0])
+        following = None if then is None or then.restarted else step.carry
+        outputs = self.outputs.stacked() if self.outputs.states else None
+        return Again(step.y1, following, slice(made.done, self.outputs.done), outputs)
+
+    def beginning(self, made: Made) -> tuple[Dynamics, Tensor]:
+        """The dynamics as a step sees them, and the time where it starts."""
+        return self._seen(self._interval(made)[0], made.end)
+
+    def _interval(self, made: Made) -> tuple[Tensor | float, Tensor | float]:
+        if not self.clock.moving:
+            return made.t, made.end
+        if self.grid is None:
+            return self._endless(made.number)
+        return self.grid[made.number], self.grid[made.number + 1]
+
+    def _step(self, y: Tensor, start: Tensor | float, after: float, h: Tensor | float, carry: Any) -> Step:
+        clock = self.clock
+        f, time = self._seen(start, after)
+        length = h.to(clock.dtype).to(clock.device) if isinstance(h, Tensor) else h
+        step = self.method.step(f, time, y, length, carry)
+        self.stats.nfe += step.nfe
+        return step
+
+    def _seen(self, start: Tensor | float, after: float) -> tuple[Dynamics, Tensor]:
+        """The dynamics between two points of the grid, and the first of them as they get it."""
+        clock, now = self.clock, _number(start)
+        f = strictly_inside(self.f, now, after) if self.scheme.perturb else self.f
+        return f, start.to(clock.dtype).to(clock.device) if isinstance(start, Tensor) else clock.tensor(now)
+
+    def _follows(self, after: float) -> bool:
+        """Whether the end of a step moves with the output time that it coincides with."""
+        return not self.clock.moving or self.grid_is_outputs or after == self.clock.times[-1]
+
     def _begin(self) -> Any:
         """The carry for the next step, if the slope there is known."""
         return None if self.slope_at_end is None else self.method.begin(self.slope_at_end)
 
-    def _in_state_dtype(self, h: Tensor | float) -> Tensor | float:
-        return h.to(self.clock.dtype).to(self.clock.device) if isinstance(h, Tensor) else h
-
     def _intervals(self) -> Iterator[tuple[Tensor | float, Tensor | float]]:
         """Starts and ends of the steps: tensors where gradients with respect to the times are wanted."""
-        clock, scheme = self.clock, self.scheme
-        if math.isinf(clock.times[-1]):
-            assert scheme.step_size is not None
-            length = math.copysign(scheme.step_size, clock.direction)
-            first: Tensor | float = clock.t[0] if clock.moving else clock.times[0]
-            number = 0
-            while True:
-                yield first + number * length, first + (number + 1) * length
-                number += 1
-        if scheme.grid is not None:
-            grid = _checked_grid(scheme.grid(clock.t), clock)
-        elif scheme.step_size is not None:
-            grid = _even_grid(clock.t, scheme.step_size)
+        if self.grid is None:
+            yield from map(self._endless, count())
         else:
-            grid = clock.t
-        points = list(grid) if clock.moving else grid.tolist()
-        yield from pairwise(points)
+            yield from pairwise(list(self.grid) if self.clock.moving else self.grid.tolist())
+
+    def _endless(self, number: int) -> tuple[Tensor | float, Tensor | float]:
+        """Start and end of a step of a solve that only an event ends."""
+        assert self.scheme.step_size is not None
+        length = math.copysign(self.scheme.step_size, self.clock.direction)
+        first: Tensor | float = self.clock.t[0] if self.clock.moving else self.clock.times[0]
+        return first + number * length, first + (number + 1) * length
 
     def _check(self, step: Step, y: Tensor) -> None:
         slope = step.dense[0] if step.dense else step.y1
@@ -155,6 +197,7 @@ class _FixedGrid:
     def _interpolation(
         self, y: Tensor, step: Step, h: Tensor | float, end: Tensor | float
     ) -> Callable[[Tensor], Tensor]:
+        self.slope_at_end = None
         if self.method.has_dense_output:
             return lambda theta: self.method.interpolate(y, step.dense, h, theta)
         if self.scheme.interpolation == "linear":
@@ -170,22 +213,22 @@ class _FixedGrid:
 
         return cubic
 
-    def _end_at_event(
-        self,
-        watch: EventWatch,
-        interpolate: Callable[[Tensor], Tensor],
-        start: Tensor | float,
-        now: float,
-        h: Tensor | float,
-    ) -> Trajectory:
-        clock, length = self.clock, _number(h)
+    def _locate(
+        self, watch: EventWatch, interpolate: Callable[[Tensor], Tensor], now: float, h: Tensor | float
+    ) -> tuple[float, int]:
+        """The time of the event in the step, and which component it is of."""
+        length = _number(h)
         fraction, component = watch.locate(
-            interpolate, lambda theta: clock.tensor(now + theta * length), self.y.abs()
+            interpolate, lambda theta: self.clock.tensor(now + theta * length), self.y.abs()
         )
-        time = now + fraction * length
-        self.outputs.collect(time, start, h, self.y, False, interpolate)
-        at = clock.t.new_tensor([time])
-        return Trajectory(*self.outputs.finish(at, interpolate(clock.fractions(at, start, h))[0]), event=component)
+        return now + fraction * length, component
+
+
+def _grid(scheme: Scheme, clock: Clock) -> Tensor:
+    """The points that the steps lead through."""
+    if scheme.grid is not None:
+        return _checked_grid(scheme.grid(clock.t), clock)
+    return clock.t if scheme.step_size is None else _even_grid(clock.t, scheme.step_size)
 
 
 def _even_grid(t: Tensor, step_size: float) -> Tensor:

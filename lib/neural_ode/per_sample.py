@@ -4,9 +4,10 @@ Lienen & Günnemann (2022), *torchode*: a batch that shares its steps takes the 
 error norm over the batch lets single rows miss the tolerance.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor
 from neural_ode.adaptive import check_start
 from neural_ode.errors import MaxStepsError, SolverError, StepSizeUnderflowError
 from neural_ode.methods import ExplicitRungeKutta
+from neural_ode.replay import Again
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import SampleStatistics, Statistics
 from neural_ode.state import Dynamics, Norm, rms_norm
 from neural_ode.step_size import Tolerance, initial_step
 
-__all__ = ["by_rows", "per_sample"]
+__all__ = ["PerSample", "Sweep", "by_rows", "per_sample"]
 
 Array = NDArray[Any]
 
@@ -29,7 +31,35 @@ _EXPLODED = 100.0
 """An error ratio that says: this attempt left all that is reasonable. (It cannot exceed about 1 / rtol.)"""
 
 
-def per_sample(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics) -> Trajectory:
+class Sweep(NamedTuple):
+    """One attempt that some rows accepted, in numbers; see `Made`. Arrays have the shape (batch,).
+
+    Attributes:
+        number: of the attempt among such, from zero.
+        now, after, h: where the steps of the rows start and end, and their lengths.
+        passed: whose error was small enough, also of rows that are done.
+        accepted: which rows moved on.
+        done: how many output times of each row lie before it.
+    """
+
+    number: int
+    now: Array
+    after: Array
+    h: Array
+    passed: Array
+    accepted: Array
+    done: Array
+    restarted: bool = True
+
+
+def per_sample(
+    f: Dynamics,
+    y0: Tensor,
+    t: Tensor,
+    scheme: Scheme,
+    stats: Statistics,
+    record: Callable[[Sweep, Tensor], None] | None = None,
+) -> Trajectory:
     """Solve every row of `y0` with steps of its own.
 
     Args:
@@ -38,20 +68,21 @@ def per_sample(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statis
         t: output times, float64, shape (n,), or (batch, n) with times for each row.
         scheme: how to solve, with an explicit Runge-Kutta method.
         stats: counters to add to.
+        record: called with every attempt that some rows accepted, and the states it started from.
 
     Returns:
         The states, shape (n, batch, *state).
     """
-    solve = _PerSample(f, y0, t, scheme, stats)
+    solve = PerSample(f, y0, t, scheme, stats)
     try:
-        return Trajectory(t, solve.run(y0))
+        return Trajectory(t, solve.run(y0, record))
     except SolverError as error:
         raise error.at(
             float((solve.now * solve.direction).min()) * solve.direction, (t, solve.outputs(float("nan")))
         ) from None
 
 
-class _PerSample:
+class PerSample:
     """One solve: where each row is, and what has been found.
 
     Times, steps and decisions are NumPy arrays, whose small operations cost a fraction of those of tensors.
@@ -72,7 +103,7 @@ class _PerSample:
         self.done = np.ones(len(y0), dtype=np.int64)
         self.counts = {name: np.zeros(len(y0), dtype=np.int64) for name in SampleStatistics._fields}
 
-    def run(self, y: Tensor) -> Tensor:
+    def run(self, y: Tensor, record: Callable[[Sweep, Tensor], None] | None = None) -> Tensor:
         scheme, stats, counts, method = self.scheme, self.stats, self.counts, self.method
         stats.per_sample = SampleStatistics(*(torch.from_numpy(counts[name]) for name in SampleStatistics._fields))
         if self.times.size == 0 or self.times.shape[1] == 1:
@@ -86,7 +117,7 @@ class _PerSample:
         self._count(1, np.ones(len(end), dtype=bool))
         h = self._first_steps(y, carry, end - self.now)
         earlier: list[Array] = []
-        steps = 0
+        steps = recorded = 0
         while True:
             active = self.now != end
             if not active.any():
@@ -126,6 +157,9 @@ class _PerSample:
             accepted = passed & active
             counts["accepted"] += accepted
             counts["rejected"] += active & ~accepted
+            if record is not None and accepted.any():
+                record(Sweep(recorded, self.now, after, h, passed, accepted, self.done.copy()), y)
+                recorded += 1
             self._collect(y, step.dense, h, after, accepted)
             if passed.all():
                 carry, y = step.carry, step.y1
@@ -137,6 +171,26 @@ class _PerSample:
             h = h * controller.factors(err, method.order, earlier)
             earlier = [np.where(passed, err, np.inf), *earlier][:2]
             del step
+
+    def again(self, made: Sweep, y: Tensor, carry: None, then: Sweep | None, collect: bool = True) -> Again:
+        """Make an attempt again, and find the outputs in it; see `neural_ode.replay`."""
+        self.now, self.done, self.found = made.now, made.done.copy(), []
+        h = self._tensor(made.h).reshape(self.column)
+        step = self.method.step(self.f, self._time(), y, h, None)
+        self.stats.nfe += step.nfe
+        self.stats.accepted += 1
+        if collect:
+            self._collect(y, step.dense, made.h, made.after, made.accepted)
+        select = torch.from_numpy(made.passed).to(self.device).reshape(self.column)
+        y1 = torch.where(select, step.y1, y)
+        if not self.found:
+            return Again(y1, None, None, None)
+        ((index, states),) = self.found
+        return Again(y1, None, (index // len(y), index % len(y)), states)
+
+    def beginning(self, made: Sweep) -> tuple[Dynamics, Tensor]:
+        self.now = made.now
+        return self.f, self._time()
 
     def _tensor(self, x: Array) -> Tensor:
         return torch.from_numpy(x).to(self.device, self.dtype)

@@ -1,8 +1,10 @@
 """What a solve returns: values, statistics and, where asked for, the dense output."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import Method
 from neural_ode.state import State
 
-__all__ = ["DenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
+__all__ = ["DenseOutput", "Made", "SampleStatistics", "Segment", "Solution", "Statistics"]
 
 
 @dataclass
@@ -26,8 +28,8 @@ class Statistics:
         step_sizes: lengths of the accepted steps, negative in reverse time.
         per_sample: the counters of each sample, where each has its own steps; `nfe` then counts evaluations of
             the whole batch.
-        backward: the same for the backward pass of `backsolve`, filled in when the backward pass has run. Here
-            one evaluation of the dynamics includes its vector-Jacobian products.
+        backward: the same for the backward pass, filled in when it has run, for every choice but `direct`. Here
+            one evaluation of the dynamics includes its vector-Jacobian products, and steps made again count.
     """
 
     nfe: int = 0
@@ -51,13 +53,52 @@ class SampleStatistics(NamedTuple):
     rejected: Tensor
 
 
-class Segment(NamedTuple):
-    """One accepted step: all that the continuous extension needs."""
+class Made(NamedTuple):
+    """An accepted step in numbers: with the state it started from, what is needed to make it again.
 
+    Attributes:
+        number: of the step, from zero.
+        t, end: where it starts and ends.
+        h: its length as the method was given it, which may differ from `end - t` by rounding.
+        done: how many output times lie before it.
+        restarted: whether the step started from `t` and the state alone, without the `carry` of the step before,
+            or could have.
+        frame: the `carry` that it started from, with `None` in place of its tensors.
+        event: the time of the event that ended the solve in it, or `None`.
+    """
+
+    number: int
     t: float
+    end: float
     h: float
+    done: int
+    restarted: bool
+    frame: Any
+    event: float | None
+
+
+class Segment(NamedTuple):
+    """One accepted step, as it was made.
+
+    Attributes:
+        made: the step in numbers.
+        y: the state it started from.
+        carry: what it started from besides.
+        dense: what the continuous extension needs of it.
+    """
+
+    made: Made
     y: Tensor
+    carry: Any
     dense: tuple[Any, ...]
+
+    @property
+    def t(self) -> float:
+        return self.made.t
+
+    @property
+    def h(self) -> float:
+        return self.made.h
 
 
 @dataclass(frozen=True)
@@ -76,6 +117,18 @@ class DenseOutput:
     end: float
     restore: Callable[[Tensor], State]
 
+    @cached_property
+    def _starts(self) -> list[float]:
+        """Where the steps start, ascending."""
+        return [math.copysign(1.0, segment.h) * segment.t for segment in self.segments]
+
+    def packed(self, t: float) -> Tensor:
+        """The packed state at one time; outside of the interval, the first or last step is continued."""
+        direction = math.copysign(1.0, self.segments[0].h)
+        segment = self.segments[max(bisect_right(self._starts, direction * t) - 1, 0)]
+        theta = segment.y.new_tensor([(t - segment.t) / segment.h]).real
+        return self.method.interpolate(segment.y, segment.dense, segment.h, theta)[0]
+
     def __call__(self, t: Tensor | float) -> State:
         """The state at times inside the interval of the solve, differentiable as the solve is.
 
@@ -91,8 +144,7 @@ class DenseOutput:
         first = self.segments[0]
         times = torch.as_tensor(t, dtype=torch.float64).to("cpu")
         flat = times.reshape(-1)
-        direction = 1.0 if first.h > 0 else -1.0
-        starts = [direction * segment.t for segment in self.segments]
+        direction = math.copysign(1.0, first.h)
         states = []
         for time in flat:
             number = time.item()
@@ -101,9 +153,7 @@ class DenseOutput:
                     f"t = {number} lies outside the interval of the solve, {first.t} to {self.end}; "
                     "solve over a longer interval to evaluate there"
                 )
-            segment = self.segments[bisect_right(starts, direction * number) - 1]
-            theta = ((time - segment.t) / segment.h).to(segment.y.device, segment.y.abs().dtype).reshape(1)
-            states.append(self.method.interpolate(segment.y, segment.dense, segment.h, theta)[0])
+            states.append(self.packed(number))
         y = torch.stack(states) if states else first.y.new_empty((0, *first.y.shape))
         return self.restore(y.reshape(times.shape + first.y.shape))
 

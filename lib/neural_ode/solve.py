@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from neural_ode.compiled import per_sample_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import FixedTimeEvent, follow_event
-from neural_ode.gradients import Backsolve, Direct, Gradient, Problem, get_gradient
+from neural_ode.gradients import (
+    Adjoint,
+    Direct,
+    Gradient,
+    Problem,
+    RecursiveCheckpoint,
+    Reversible,
+    get_gradient,
+)
+from neural_ode.gradients.differentiable import explain_transforms
 from neural_ode.integrate import integrate
-from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
@@ -25,12 +34,13 @@ from neural_ode.structure import Structure
 __all__ = ["parameters_of", "solve"]
 
 
+@explain_transforms()
 def solve(
     f: Callable[[Tensor, Any], Any],
     y0: State,
     t: Tensor | Iterable[float],
     *,
-    method: str | Method | BlackBox = "dopri5",
+    method: str | Method | BlackBox | Solver = "dopri5",
     rtol: float | Tensor | Iterable[float | Tensor] = 1e-7,
     atol: float | Tensor | Iterable[float | Tensor] = 1e-9,
     gradient: str | Gradient = "direct",
@@ -62,14 +72,19 @@ def solve(
             tuple are solved in a dtype that can represent all of them. A batch may be empty.
         t: times, strictly increasing or decreasing, shape (n,). The state at `t[0]` is `y0`; if that is the only
             time there is nothing to solve. With `batched=True` also of shape (batch, n).
-        method: name of a method (`neural_ode.METHODS`) or a method object.
+        method: name of a method (`neural_ode.METHODS`), a method object, or a solver of your own, a function
+            `solver(f, y0, t, rtol, atol)` that returns the states at `t`: a black box, whose gradients come from
+            `backsolve`.
         rtol, atol: relative and absolute tolerance: the local error of a step may be `atol + rtol · |y|`. A number,
             a tensor that broadcasts to `y0`, or for a tuple one of either for each part. Methods without an error
             estimate do not use them.
-        gradient: how gradients are computed: `"direct"` through the steps; `"backsolve"` by the adjoint method;
-            or an object such as `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are none.
-        params: for `backsolve`, the tensors besides `y0` and `t` that get gradients; the parameters of `f` if it
-            is a module.
+        gradient: how gradients are computed: through the steps, as autograd records them (`"direct"`) or makes
+            them again (`"recursive_checkpoint"`), or as a reversible solver undoes them (`"reversible"`); or by the
+            adjoint equation, with the state solved backwards too (`"backsolve"`, the paper's method) or stored
+            (`"interpolating"`). Also an object such as `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are
+            none.
+        params: for all but `direct`, the tensors besides `y0` and `t` that get gradients; the parameters of `f`
+            if it is a module.
         controller: chooses the step sizes; `IntegralController()` by default.
         norm: norm of the error control; gets tensors in the structure of `y0`, returns shape (). The default is
             the root mean square, of a tuple the largest among its parts.
@@ -151,7 +166,12 @@ def solve(
             raise InvalidArgumentError(f"{chosen_method.name} has step control of its own, got {scheme.controller}")
     if event is not None and isinstance(chosen_method, BlackBox):
         raise InvalidArgumentError(f"{chosen_method.name} does not look for events; dopri5 does")
-    if event is not None and math.isinf(times[-1]) and not scheme.controls_error and scheme.step_size is None:
+    if (
+        event is not None
+        and math.isinf(times[-1].item())
+        and not scheme.controls_error
+        and scheme.step_size is None
+    ):
         raise InvalidArgumentError(
             f"{chosen_method.name} needs a step_size to look for an event: without one it takes a single step"
         )
@@ -221,8 +241,11 @@ def _solve_batched(
             f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
             + ("" if isinstance(method, Method) and not method.adaptive else " on a fixed grid")
         )
-    if not isinstance(gradient, Direct):
-        raise InvalidArgumentError("batched=True needs gradient='direct'")
+    if not isinstance(gradient, Direct | RecursiveCheckpoint):
+        raise InvalidArgumentError(
+            "batched=True needs gradient='direct' or 'recursive_checkpoint', which go back through the steps of "
+            f"each row; got {gradient!r}"
+        )
     for name, value in (
         ("event", problem.event),
         ("dense", dense),
@@ -234,6 +257,8 @@ def _solve_batched(
             raise InvalidArgumentError(
                 f"{name} cannot be used with batched=True: every sample has times of its own"
             )
+    if isinstance(gradient, RecursiveCheckpoint):
+        return gradient(replace(problem, batched=True), scheme, stats)
     run = per_sample_compiled if problem.compile else per_sample
     return run(problem.f, problem.y0, problem.t, scheme, stats)
 
@@ -271,9 +296,9 @@ def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> t
         for p in chosen:
             if not isinstance(p, Tensor):
                 raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
-    elif isinstance(gradient, Backsolve) and not isinstance(f, nn.Module):
+    elif isinstance(gradient, RecursiveCheckpoint | Adjoint | Reversible) and not isinstance(f, nn.Module):
         raise InvalidArgumentError(
-            "backsolve has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
+            f"{gradient.name} has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
             "params=() if only y0 and t do"
         )
     else:

@@ -95,7 +95,8 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
             draws random numbers, or it does not fit the state.
     """
     rng = torch.get_rng_state()
-    with torch.set_grad_enabled(grad):
+    # The graph is looked at and dropped: hooks that measure what is kept for a backward pass are not to see it.
+    with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_same, _same):
         fresh = tuple(p.detach().requires_grad_() for p in dynamics.params) if grad else ()
         slope = with_parameters(dynamics, fresh)(time, y0.detach())
     if not torch.equal(rng, torch.get_rng_state()):
@@ -110,6 +111,10 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
             "f uses tensors that require gradients and are no parameters of a module: make f a torch.nn.Module"
         )
     return bool(leaves)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _leaves(x: Tensor) -> Iterator[Tensor]:

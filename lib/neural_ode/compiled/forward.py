@@ -24,6 +24,7 @@ from neural_ode.events import EventFunction
 from neural_ode.integrate import integrate
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.per_sample import by_rows, per_sample
+from neural_ode.replay import take_tensors
 from neural_ode.scheme import Callbacks, Scheme, Trajectory
 from neural_ode.solution import SampleStatistics, Statistics
 from neural_ode.state import Dynamics, Norm
@@ -54,23 +55,56 @@ def integrate_compiled(
     return integrate(f, y0, t, with_compiled_steps(scheme), stats, event=event)
 
 
-def compiled_integrate(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics) -> Trajectory:
-    """`integrate` as a compiled solve.
-
-    Raises:
-        CannotCompile: use `integrate`.
-    """
-    check(y0, t, scheme)
-    return _run(_Joint, f, y0, t, scheme, stats)
-
-
 def per_sample_compiled(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics) -> Trajectory:
     """`per_sample`, compiled as far as it goes: the whole solve, or else its steps."""
     try:
-        check(y0, t, scheme)
-        return _run(_PerSample, f, y0, t, scheme, stats)
+        return compiled_integrate(f, y0, t, scheme, stats, batched=True)
     except CannotCompile:
         return per_sample(f, y0, t, with_compiled_steps(scheme), stats)
+
+
+def compiled_integrate(
+    f: Dynamics,
+    y0: Tensor,
+    t: Tensor,
+    scheme: Scheme,
+    stats: Statistics,
+    params: tuple[Tensor, ...] | None = None,
+    batched: bool = False,
+) -> Trajectory:
+    """A compiled solve; arguments as for `integrate`, or `per_sample` if it is `batched`.
+
+    Args:
+        params: what gets gradients besides `y0` and `t`, parameters of modules that `f` is or refers to; all of
+            them that require gradients if left out. If given, `stats.backward` is filled in by the backward pass.
+
+    Raises:
+        CannotCompile: use the loops in Python.
+    """
+    check(y0, t, scheme)
+    kind: type[_Solve] = _PerSample if batched else _Joint
+    grad = torch.is_grad_enabled()
+    dynamics = LiftedDynamics(f, params if grad else ())
+    if (kind, dynamics.key) in _refused:
+        raise CannotCompile("it could not be compiled before")
+    moving, depends = grad and t.requires_grad, False
+    times = kind.own_times(y0, t)
+    seen = (kind, dynamics.key, y0.dtype, y0.device, y0.shape[1:])
+    if grad or seen not in _inspected:
+        depends = depends_on_parameters(dynamics, times.detach()[..., 0].to(y0), y0, grad)
+        _inspected.add(seen)
+    solve = kind(dynamics, scheme, times.detach().numpy(), y0, moving)
+    try:
+        if grad and (depends or y0.requires_grad or moving):
+            y: Tensor = _Recomputed.apply(solve, stats if params is not None else None, y0, times, *dynamics.params)
+        else:
+            y = solve.run(y0)
+    except CannotCompile as error:
+        if not error.failed:
+            _refused.add((kind, dynamics.key))
+        raise
+    solve.add_to(stats)
+    return Trajectory(t, y, solve.next_step)
 
 
 def check(y0: Tensor, t: Tensor, scheme: Scheme) -> None:
@@ -95,31 +129,6 @@ def check(y0: Tensor, t: Tensor, scheme: Scheme) -> None:
         raise CannotCompile("autocast is on")
     if torch.is_inference_mode_enabled() or y0.is_inference():
         raise CannotCompile("inference mode is on; torch.no_grad() does the same")
-
-
-def _run(kind: "type[_Solve]", f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics) -> Trajectory:
-    grad = torch.is_grad_enabled()
-    dynamics = LiftedDynamics(f, None if grad else ())
-    if (kind, dynamics.key) in _refused:
-        raise CannotCompile("it could not be compiled before")
-    moving, depends = grad and t.requires_grad, False
-    times = kind.own_times(y0, t)
-    seen = (kind, dynamics.key, y0.dtype, y0.device, y0.shape[1:])
-    if grad or seen not in _inspected:
-        depends = depends_on_parameters(dynamics, times.detach()[..., 0].to(y0), y0, grad)
-        _inspected.add(seen)
-    solve = kind(dynamics, scheme, times.detach().numpy(), y0, moving)
-    try:
-        if grad and (depends or y0.requires_grad or moving):
-            y: Tensor = _Recomputed.apply(solve, y0, times, *dynamics.params)
-        else:
-            y = solve.run(y0)
-    except CannotCompile as error:
-        if not error.failed:
-            _refused.add((kind, dynamics.key))
-        raise
-    solve.add_to(stats)
-    return Trajectory(t, y, solve.next_step)
 
 
 class _Recorded(NamedTuple):
@@ -153,6 +162,7 @@ class _Solve(ABC):
     Attributes:
         batch: how many rows have steps of their own: 1 if all have the same.
         next_step: as in `Trajectory`.
+        steps_made: how many steps were recorded.
         recorded: what `run` kept for the backward pass.
     """
 
@@ -165,7 +175,7 @@ class _Solve(ABC):
         self.batch = self.now.size
         self.size = y0.numel() // self.batch
         self.capacity = 64 if y0.numel() <= 2**14 else 16
-        self.tries = 0
+        self.tries = self.steps_made = 0
         self.next_step = 0.0
         self.recorded: list[_Recorded] = []
         self.stats = Statistics()
@@ -236,6 +246,7 @@ class _Solve(ABC):
             ends = np.concatenate([starts[1:], self.now[None]])[:count]
             outputs = self.locate(ends, self.tries + before.reshape(count, -1)[:, :1].ravel() + 1)
             self.tries += tries
+            self.steps_made += count
             self.count(lengths, accepted, tried, tries)
             recorded = (log[:count], states[: count + 1], slopes)
             chunk, values = self._outputs(outputs, (starts, lengths, ends), recorded)
@@ -290,7 +301,9 @@ class _Solve(ABC):
             len(log), log, states, sources, stages, index(column * batch + row), weights, rates
         ), values
 
-    def pull(self, y0: Tensor, grad: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    def pull(
+        self, recorded: list[_Recorded], y0: Tensor, grad: Tensor, params: tuple[Tensor, ...]
+    ) -> tuple[Tensor | None, ...]:
         """Gradients with respect to `y0`, the times and the parameters, from those of the outputs."""
         grad_y, grad_t = torch.zeros_like(grad[0]), None
         summed = tuple(torch.zeros_like(p) for p in params)
@@ -300,7 +313,7 @@ class _Solve(ABC):
         capacity, method, dynamics = self.capacity, self.method, self.dynamics
         number = method.tableau.stages
         key = (dynamics.key, tuple(dynamics.names), method, self.moving, self.end.ndim)
-        for chunk in reversed(self.recorded):
+        for chunk in reversed(recorded):
             log = chunk.log.new_zeros((capacity, *chunk.log.shape[1:]))
             log[: chunk.number] = chunk.log
             states = grad.new_zeros((capacity + 1, *y0.shape))
@@ -443,21 +456,31 @@ class _Recomputed(torch.autograd.Function):
     """The solve, with a backward pass that makes its steps again, from the last to the first."""
 
     @staticmethod
-    def forward(ctx: Any, solve: _Solve, y0: Tensor, t: Tensor, *params: Tensor) -> Tensor:
-        ctx.solve = solve
-        ctx.save_for_backward(y0, t, *params)
-        return solve.run(y0, keep=True)
+    def forward(
+        ctx: Any, solve: _Solve, report: Statistics | None, y0: Tensor, t: Tensor, *params: Tensor
+    ) -> Tensor:
+        y = solve.run(y0, keep=True)
+        tensors, ctx.put_back = take_tensors(solve.recorded)
+        solve.recorded = []
+        ctx.solve, ctx.report, ctx.count = solve, report, len(params)
+        ctx.save_for_backward(y0, t, *params, *tensors)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y0, t, *params = ctx.saved_tensors
+        y0, t, *rest = ctx.saved_tensors
+        params, solve = tuple(rest[: ctx.count]), ctx.solve
+        if ctx.report is not None:
+            steps = solve.steps_made
+            ctx.report.backward = Statistics(nfe=steps * solve.method.tableau.stages, accepted=steps)
         if not torch.is_grad_enabled():
             try:
                 with torch.autocast(grad.device.type, enabled=False):
-                    return None, *ctx.solve.pull(y0, grad.contiguous(), tuple(params))
+                    recorded = ctx.put_back(rest[ctx.count :])
+                    return None, None, *solve.pull(recorded, y0, grad.contiguous(), params)
             except CannotCompile:
                 pass
-        return None, *_pull_in_python(ctx.solve, y0, t, tuple(params), grad)
+        return None, None, *_pull_in_python(solve, y0, t, params, grad)
 
 
 def _pull_in_python(

@@ -1,15 +1,31 @@
 """How a solve is differentiated: the choices of `solve(..., gradient=...)` by their usual names."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
+from neural_ode.gradients.adjoint import Adjoint
 from neural_ode.gradients.backsolve import Backsolve
 from neural_ode.gradients.direct import Direct
+from neural_ode.gradients.interpolating import Interpolating
 from neural_ode.gradients.problem import Problem
+from neural_ode.gradients.recursive_checkpoint import RecursiveCheckpoint
+from neural_ode.gradients.reversible import Reversible
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Statistics
 
-__all__ = ["GRADIENTS", "Backsolve", "Direct", "Gradient", "Problem", "get_gradient"]
+__all__ = [
+    "GRADIENTS",
+    "Adjoint",
+    "Backsolve",
+    "Direct",
+    "Gradient",
+    "Interpolating",
+    "Problem",
+    "RecursiveCheckpoint",
+    "Reversible",
+    "get_gradient",
+]
 
 
 class Gradient(Protocol):
@@ -20,7 +36,9 @@ class Gradient(Protocol):
         ...
 
 
-GRADIENTS: dict[str, type[Direct] | type[Backsolve]] = {"direct": Direct, "backsolve": Backsolve}
+GRADIENTS: dict[str, Callable[[], Gradient]] = {
+    choice.name: choice for choice in (Direct, RecursiveCheckpoint, Backsolve, Interpolating, Reversible)
+}
 
 
 def get_gradient(gradient: str | Gradient) -> Gradient:

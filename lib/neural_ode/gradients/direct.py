@@ -5,6 +5,7 @@ gradient of the paper's RK-Net (Chen et al. 2018, section 3).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neural_ode.compiled import integrate_compiled
 from neural_ode.gradients.problem import Problem
@@ -18,6 +19,8 @@ __all__ = ["Direct"]
 @dataclass(frozen=True)
 class Direct:
     """`gradient="direct"`: autograd records the solver's operations."""
+
+    name: ClassVar[str] = "direct"
 
     def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
         if problem.compile:

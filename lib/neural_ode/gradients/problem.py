@@ -23,6 +23,7 @@ class Problem:
         restore: turns packed states, shape (*leading, *y0.shape), into the user's structure.
         event: ends the solve where it crosses zero, or `None`.
         compile: whether the solve is to be compiled.
+        batched: whether every row of `y0` has steps of its own.
     """
 
     f: Dynamics
@@ -32,3 +33,4 @@ class Problem:
     restore: Callable[[Tensor], State]
     event: EventFunction | None = None
     compile: bool = False
+    batched: bool = False

@@ -16,9 +16,10 @@ from neural_ode.implicit_tableaus import (
 )
 from neural_ode.methods.adams import VariableOrderAdams
 from neural_ode.methods.base import Method, Next, Step
-from neural_ode.methods.black_box import BlackBox, ScipySolver
+from neural_ode.methods.black_box import BlackBox, FunctionSolver, ScipySolver, Solver
 from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
+from neural_ode.methods.reversible import ReversibleRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.tableaus import (
     ADAPTIVE_HEUN,
@@ -40,10 +41,13 @@ __all__ = [
     "AdamsBashforthMoulton",
     "BlackBox",
     "ExplicitRungeKutta",
+    "FunctionSolver",
     "ImplicitRungeKutta",
     "Method",
     "Next",
+    "ReversibleRungeKutta",
     "ScipySolver",
+    "Solver",
     "Step",
     "VariableOrderAdams",
     "get_method",
@@ -55,16 +59,17 @@ _IMPLICIT = (
     *(KVAERNO3, KVAERNO5),
 )
 
-METHODS: dict[str, Method | BlackBox] = {
+METHODS: dict[str, Method | BlackBox | Solver] = {
     **{tableau.name: ExplicitRungeKutta(tableau) for tableau in _EXPLICIT},
     **{tableau.name: ImplicitRungeKutta(tableau) for tableau in _IMPLICIT},
     **{method.name: method for method in (VariableOrderAdams(), AdamsBashforth(), AdamsBashforthMoulton())},
     "scipy_solver": ScipySolver(),
 }
+"""Open to more: `METHODS["mine"] = my_solver`, a method object or a function, see `FunctionSolver`."""
 
 
-def get_method(method: str | Method | BlackBox) -> Method | BlackBox:
-    """Look a method up by name; a method object passes through.
+def get_method(method: str | Method | BlackBox | Solver) -> Method | BlackBox:
+    """Look a method up by name; a method object passes through, a function becomes a `FunctionSolver`.
 
     Raises:
         UnknownNameError: no method has that name; the nearest one is suggested.
@@ -72,8 +77,10 @@ def get_method(method: str | Method | BlackBox) -> Method | BlackBox:
     """
     if isinstance(method, Method | BlackBox):
         return method
+    if callable(method) and not isinstance(method, type):
+        return FunctionSolver(method)
     if not isinstance(method, str):
-        raise InvalidArgumentError(f"method must be a name or a method object, got {method!r}")
+        raise InvalidArgumentError(f"method must be a name, a method object or a solver, got {method!r}")
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
-    return METHODS[method]
+    return get_method(METHODS[method])

@@ -103,7 +103,10 @@ class History(NamedTuple):
         order: of the predictor.
         starting: whether each step still raises the order and doubles.
         failures: how many steps in a row were rejected.
-        predicted: slope at the predicted end of the step just made; flat, without a gradient.
+        rows: which of the slopes that the last accepted step left these are; attempts that were rejected since
+            may have dropped some.
+        predicted: slope at the predicted end of the step just made, until the next is chosen; flat, without a
+            gradient.
     """
 
     slopes: Tensor
@@ -111,6 +114,7 @@ class History(NamedTuple):
     order: int
     starting: bool
     failures: int = 0
+    rows: tuple[int, ...] = (0,)
     predicted: Tensor | None = None
 
     def form(self, h: float) -> NewtonForm:
@@ -131,7 +135,8 @@ class History(NamedTuple):
         if near:
             slopes = torch.cat([self.slopes[:1], self.slopes[near + 1 :]])
             steps = (sum(self.steps[: near + 1]), *self.steps[near + 1 :]) if near < len(self.steps) else ()
-            history = self._replace(slopes=slopes, steps=steps, order=min(self.order, len(slopes)))
+            rows = (*self.rows[:1], *self.rows[near + 1 :])
+            history = self._replace(slopes=slopes, steps=steps, order=min(self.order, len(slopes)), rows=rows)
         amplification = history.form(h).amplification
         order = history.order
         while amplification[order] > _MOST_AMPLIFIED:
@@ -190,6 +195,7 @@ class VariableOrderAdams(Method):
                 steps=(length, *history.steps)[:kept],
                 order=k,
                 starting=history.starting,
+                rows=tuple(range(kept + 1)),
                 predicted=predicted.detach(),
             ),
             nfe=2 + (carry is None),
@@ -235,7 +241,7 @@ class VariableOrderAdams(Method):
             return Next(retry, _shrinks(err, k + 1), k + 1)
         if made.starting and not lower and k < MAX_ORDER:
             raised = min(k + 1, len(made.slopes))
-            return Next(made._replace(order=raised), _doubles(k + 1), k + 1)
+            return Next(made._replace(order=raised, predicted=None), _doubles(k + 1), k + 1)
         if not lower and k < MAX_ORDER and len(carry.steps) >= k and set(carry.steps[:k]) == {h}:
             above = size(k + 1, made.slopes[0])
             lower = below <= min(err, above)
@@ -244,10 +250,15 @@ class VariableOrderAdams(Method):
         if lower:
             k, err = k - 1, below
         return Next(
-            made._replace(order=k, starting=False),
+            made._replace(order=k, starting=False, predicted=None),
             _doubles(k + 1) if err * 2 ** (k + 1) <= 0.5 else 1.0,
             k + 1,
         )
+
+    def continued(self, carry: History, frame: History) -> History:
+        rows = frame.rows
+        slopes = carry.slopes if rows == tuple(range(len(carry.slopes))) else carry.slopes[list(rows)]
+        return frame._replace(slopes=slopes)
 
 
 _PATIENCE = 2

@@ -59,6 +59,7 @@ class Method(ABC):
         has_dense_output: whether the method has a continuous extension.
         options: names of what `configured` can change.
         own_steps: whether it chooses its steps by rules that a grid or another controller would break.
+        remembers: whether `carry` holds more than the slope at the start of the step, which can be found again.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Method(ABC):
     has_dense_output: bool
     options: frozenset[str] = frozenset()
     own_steps: bool = False
+    remembers: bool = True
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -122,3 +124,14 @@ class Method(ABC):
             ratio: measures further errors as `err` was measured, for methods that choose their order.
         """
         return Next(step.carry if err <= 1 else carry, err, self.order)
+
+    def continued(self, carry: Any, frame: Any) -> Any:
+        """What an accepted step started from, computed from the `carry` of the step before, or from `begin`.
+
+        They differ where attempts were rejected in between and the method changed its `carry` in reply.
+
+        Args:
+            carry: of the step before.
+            frame: what the accepted step started from, without its tensors.
+        """
+        return carry

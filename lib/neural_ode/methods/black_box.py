@@ -8,7 +8,7 @@ import math
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -30,10 +30,13 @@ from neural_ode.errors import (
 )
 from neural_ode.state import Dynamics
 
-__all__ = ["SCIPY_SOLVERS", "BlackBox", "ScipySolver"]
+__all__ = ["SCIPY_SOLVERS", "BlackBox", "FunctionSolver", "ScipySolver", "Solver"]
 
 Array = NDArray[Any]
 Failure = tuple[type[SolverError], str]
+
+Solver = Callable[[Dynamics, Tensor, Tensor, float | Tensor, float | Tensor], Tensor]
+"""`solver(f, y0, t, rtol, atol)` returns the states at the times `t`, shape (n, *y0.shape)."""
 
 
 class BlackBox(ABC):
@@ -44,7 +47,7 @@ class BlackBox(ABC):
         options: names of what `configured` can change.
     """
 
-    name: ClassVar[str]
+    name: str
     options: ClassVar[frozenset[str]] = frozenset()
 
     def configured(self, **options: Any) -> "BlackBox":
@@ -70,6 +73,50 @@ class BlackBox(ABC):
             SolverError: the solve cannot be finished. Its attribute `partial` has the output times that were passed
                 and, at the end, the time that was reached, a list; and the states there, shape (m, *y0.shape).
         """
+
+
+class FunctionSolver(BlackBox):
+    """A solver that is a plain function, see `Solver`; pass it as `method=`, or give it a name in `METHODS`.
+
+    Example:
+        >>> import torch
+        >>> from neural_ode import solve
+        >>> def euler(f, y0, t, rtol, atol):
+        ...     states = [y0]
+        ...     for start, end in zip(t[:-1], t[1:]):
+        ...         states.append(states[-1] + (end - start) * f(start, states[-1]))
+        ...     return torch.stack(states)
+        >>> solve(lambda t, y: -y, torch.ones(1), [0.0, 0.5, 1.0], method=euler).y[-1].item()
+        0.25
+    """
+
+    def __init__(self, solver: Solver):
+        self.solver = solver
+        self.name = getattr(solver, "__name__", type(solver).__name__)
+
+    def integrate(
+        self, f: Dynamics, y0: Tensor, t: Tensor | Sequence[float], rtol: float | Tensor, atol: float | Tensor
+    ) -> tuple[Tensor, int]:
+        calls = 0
+
+        def counted(time: Tensor | float, y: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return f(torch.as_tensor(time, dtype=y0.abs().dtype, device=y0.device), y)
+
+        # The times as the states are, so that steps computed from them do not change the dtype.
+        times = torch.as_tensor(t, dtype=y0.abs().dtype, device=y0.device)
+        y = self.solver(counted, y0, times, rtol, atol)
+        shape = (len(times), *y0.shape)
+        if not isinstance(y, Tensor) or y.shape != shape or y.dtype != y0.dtype:
+            got = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+            raise InvalidArgumentError(
+                f"the solver {self.name} must return the states at t, a tensor of shape {shape} and {y0.dtype}; "
+                f"it returned {got}"
+            )
+        if not torch.isfinite(y).all():
+            raise NonFiniteError(f"the solver {self.name} returned NaN or infinity: take shorter steps in it")
+        return y, calls
 
 
 @dataclass(frozen=True)
@@ -126,7 +173,7 @@ class ScipySolver(BlackBox):
         max_steps: how many steps from one output time to the next before the solve is given up.
     """
 
-    name: ClassVar[str] = "scipy_solver"
+    name = "scipy_solver"
     options: ClassVar[frozenset[str]] = frozenset({"solver", "first_step", "min_step", "max_step", "max_steps"})
 
     solver: str = "LSODA"

@@ -34,11 +34,11 @@ class GridHistory(NamedTuple):
 
     Attributes:
         slopes: at the points before the last, the newest first, shape (m, number of entries of the state).
-        steps: from each of these points to the next: numbers, or tensors of shape () that require a gradient.
+        steps: from each of these points to the next: float64 tensors of shape () on the CPU.
     """
 
     slopes: Tensor
-    steps: tuple[Number, ...]
+    steps: tuple[Tensor, ...]
 
 
 class Weights(NamedTuple):
@@ -91,7 +91,8 @@ class AdamsBashforth(Method):
 
     def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: GridHistory | None) -> Step:
         slope = f(t, y)
-        slopes, steps = slope.reshape(1, -1), ()
+        slopes = slope.reshape(1, -1)
+        steps: tuple[Tensor, ...] = ()
         if carry is not None:
             slopes = torch.cat([slopes, carry.slopes])[: max(self.max_order - 1, 1)]
             steps = carry.steps[: len(slopes) - 1]
@@ -104,8 +105,8 @@ class AdamsBashforth(Method):
             y1, nfe = y + increment, 1 + iterations
         if not converged:  # a lower order may do better
             slopes, steps = slopes[:-1], steps[:-1]
-        moves = isinstance(h, Tensor) and h.requires_grad
-        return Step(y1, None, (slope,), GridHistory(slopes, (h if moves else float(h), *steps)), nfe)
+        length = torch.as_tensor(h, dtype=torch.float64, device="cpu")
+        return Step(y1, None, (slope,), GridHistory(slopes, (length, *steps)), nfe)
 
     def _increment(
         self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, weights: Weights
@@ -171,21 +172,21 @@ def _largest(x: Tensor) -> Tensor:
 def _weighted_sum(weights: list[Number], slopes: Tensor, h: Tensor | float) -> Tensor:
     """`h Σ w_i f_i`, flat."""
     if isinstance(weights[0], Tensor):
-        vector = torch.stack(weights).to(slopes.dtype)
+        vector = torch.stack(weights).to(slopes.device, slopes.dtype)
     else:
         vector = torch.tensor(weights, dtype=slopes.dtype, device=slopes.device)
     return torch.mv(slopes.t(), vector) * h
 
 
-def _weights(steps: tuple[Number, ...], h: Tensor | float) -> Weights:
+def _weights(steps: tuple[Tensor, ...], h: Tensor | float) -> Weights:
     """For a step `h` after steps of these lengths, the newest first; exact fractions where all are equal.
 
     Where times require gradients, the weights do too: moving one point moves the weights of all.
     """
     if isinstance(h, Tensor) and h.requires_grad:
-        return _adams(tuple(step.double() / h.double() for step in steps))
+        return _adams(tuple(step / h.to(step) for step in steps))
     length = float(h)
-    ratios = tuple(step / length for step in steps)
+    ratios: tuple[Number, ...] = tuple(step.item() / length for step in steps)
     if all(abs(ratio - 1) < _ROUNDING for ratio in ratios):
         ratios = (Fraction(1),) * len(steps)  # exact until the end
     return _cached_adams(ratios)

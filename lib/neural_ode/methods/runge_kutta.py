@@ -18,6 +18,8 @@ __all__ = ["ExplicitRungeKutta"]
 class ExplicitRungeKutta(Method):
     """Steps of the method that a tableau describes. Has no state: everything goes in and out as tensors."""
 
+    remembers = False
+
     def __init__(self, tableau: ButcherTableau):
         self.tableau = tableau
         self.name = tableau.name
@@ -36,12 +38,7 @@ class ExplicitRungeKutta(Method):
         self._fsal = tableau.fsal
 
     def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
-        c = torch.tensor(self._c, dtype=t.dtype, device=t.device)
-        nodes = (t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)).unbind()
-        stages = [f(t, y) if carry is None else carry]
-        for node, row in zip(nodes[1:], self._a[1:], strict=True):
-            y1 = _advance(y, h, row, stages)
-            stages.append(f(node, y1))
+        stages, y1 = self._stages(f, t, y, h, carry, self.tableau.stages)
         if not self._fsal:
             y1 = _advance(y, h, self._b, stages)
         return Step(
@@ -51,6 +48,32 @@ class ExplicitRungeKutta(Method):
             carry=stages[-1] if self._fsal else None,
             nfe=self.tableau.stages - (carry is not None),
         )
+
+    def increment(
+        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, with_error: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """`h Σ b_i k_i`, the error where it is wanted and there is an estimate, and the slopes of the stages."""
+        with_error = with_error and self.adaptive
+        # The last stage of a method with FSAL is for the error only.
+        count = self.tableau.stages - int(self._fsal and not with_error)
+        stages, _ = self._stages(f, t, y, h, None, count)
+        if isinstance(h, Tensor):
+            increment = _combination(self._b, stages, 1.0) * h
+        else:
+            increment = _combination(self._b, stages, h)
+        return increment, self._error(h, stages) if with_error else None, stages
+
+    def _stages(
+        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slope: Tensor | None, count: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """The slopes of the first `count` stages, and the state of the last of them."""
+        c = torch.tensor(self._c, dtype=t.dtype, device=t.device)
+        nodes = (t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)).unbind()
+        stages, state = [f(t, y) if slope is None else slope], y
+        for node, row in zip(nodes[1:count], self._a[1:count], strict=True):
+            state = _advance(y, h, row, stages)
+            stages.append(f(node, state))
+        return stages, state
 
     def _error(self, h: Tensor | float, stages: list[Tensor]) -> Tensor:
         assert self._b_error is not None
@@ -88,6 +111,7 @@ class ExplicitRungeKutta(Method):
         if self._dense is None:
             raise ValueError(f"{self.name} has no continuous extension")
         coefficients = self._dense.to(theta)
+        # θ, s, θs, s², … by products: the second derivative of a power is NaN where its base is zero.
         basis = [theta, theta * (1 - theta)]
         while len(basis) < coefficients.shape[1]:
             basis.append(basis[-2] * basis[1])

@@ -1,0 +1,336 @@
+"""What the choices share that solve the adjoint equation backwards: Algorithms 1 and 2 of Chen et al. (2018).
+
+The adjoint `a(t) = ∂L/∂z(t)` obeys `da/dt = -aᵀ ∂f/∂z`, jumps by `∂L/∂z(t_i)` at every observation (figure 2 of the
+paper), and gives `∂L/∂θ = ∫ aᵀ ∂f/∂θ dt`, `∂L/∂t_i = ∂L/∂z(t_i)ᵀ f(z(t_i), t_i)` and `∂L/∂t_0 = -a(t_0)ᵀ f`
+(Algorithm 2 finds that number by integrating `-aᵀ ∂f/∂t`).
+"""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from neural_ode.compiled import integrate_compiled, with_compiled_steps
+from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
+from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
+from neural_ode.gradients.differentiable import Autocast, ReverseMode, refuse_transforms
+from neural_ode.gradients.problem import Problem
+from neural_ode.integrate import integrate
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
+from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
+from neural_ode.solution import Segment, Statistics
+from neural_ode.state import Dynamics, State, max_rms_norm
+from neural_ode.step_size import Tolerance
+
+__all__ = ["Adjoint", "AdjointNorm", "BackwardSolve", "Memory", "PartNorm"]
+
+AdjointNorm = Callable[[State, State, tuple[Tensor, ...]], Tensor]
+"""Norm of `(z, a, (∂L/∂θ, …))`: state and adjoint in the structure of `y0`, a gradient for each parameter."""
+
+PartNorm = Callable[[tuple[Tensor, ...]], Tensor]
+
+
+class Memory:
+    """What a choice keeps of the forward solve besides the states at the output times: here, nothing.
+
+    Attributes:
+        record: called with every accepted step, or `None`.
+    """
+
+    record: Callable[[Segment], None] | None = None
+
+    def rows(self, known: Sequence[float]) -> tuple[list[float], list[Tensor]]:
+        """Times and states that the backward solve restarts from, besides those of the `known` times."""
+        return [], []
+
+    def tensors(self) -> list[Tensor]:
+        """Whatever else, for autograd to keep."""
+        return []
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Options of the backward solve. What is left out is taken from the forward solve.
+
+    Attributes:
+        method: method of the backward solve.
+        rtol, atol: its tolerances.
+        step_size: a constant step for the backward solve; that of the forward solve if left out, unless the
+            backward solve has a method of its own.
+        norm: norm of the error control, a function of what is solved: state (not with `interpolating`), adjoint,
+            and the tuple of the parameters' gradients (empty with a quadrature). The default measures the first
+            two as the forward solve does and every gradient by its root mean square, and takes the largest.
+            `"seminorm"` leaves out the gradients (Kidger et al. 2021): they do not feed back into the solve.
+        options: further fields of the backward solve's `Scheme`, such as `{"max_step": 0.1}`.
+        quadrature: take the parameters' gradients out of the system altogether, and sum them over the stages of
+            each accepted step. For explicit Runge-Kutta methods. Needs no memory of their size in each stage and,
+            as with the seminorm, no error control. Second derivatives are found with them in the system.
+    """
+
+    name: ClassVar[str]
+    states: ClassVar[int]
+
+    method: str | Method | BlackBox | Solver | None = None
+    rtol: float | Tensor | None = None
+    atol: float | Tensor | None = None
+    step_size: float | None = None
+    norm: Callable[..., Tensor] | str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    quadrature: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol", "step_size"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Tensor) and value.numel() != 1):
+                number = finite_number(f"{name} of the backward solve", value)
+                if number < 0 or (name == "step_size" and number == 0):
+                    raise InvalidArgumentError(f"{name} of the backward solve must be positive, got {number!r}")
+                object.__setattr__(self, name, number)
+        if not (self.norm is None or self.norm == "seminorm" or callable(self.norm)):
+            raise InvalidArgumentError(
+                f"norm of the backward solve must be a function or 'seminorm', got {self.norm!r}"
+            )
+        if self.method is not None:
+            object.__setattr__(self, "method", get_method(self.method))
+
+    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        refuse_transforms(self.name)
+        method = scheme.method if self.method is None else get_method(self.method)
+        if self.quadrature and not isinstance(method, ExplicitRungeKutta):
+            raise InvalidArgumentError(
+                f"quadrature=True is for explicit Runge-Kutta methods, such as dopri5; the backward solve has "
+                f"{method.name}: leave it out or pass method='dopri5'"
+            )
+        memory = self.memory(scheme)
+        found: list[Trajectory] = []
+        rows = _Adjoint.apply(problem, scheme, self, memory, stats, found, problem.y0, problem.t, *problem.params)
+        trajectory, t = found[0], problem.t
+        n = len(trajectory.t)
+        if trajectory.event is not None:  # whose time is a number
+            t = torch.cat([t[: n - 1], trajectory.t[n - 1 :]])
+        return trajectory._replace(t=t, y=rows if len(rows) == n else rows[:n])
+
+    def memory(self, scheme: Scheme) -> Memory:
+        """What to keep of a forward solve."""
+        return Memory()
+
+    @abstractmethod
+    def solve_back(self, solve: "BackwardSolve") -> tuple[Tensor, Sequence[Tensor]]:
+        """`∂L/∂z(t_0)` and `∂L/∂θ`, without a graph."""
+
+    def further(self) -> Self:
+        """The choice for the backward solve, which second derivatives differentiate as they do any solve."""
+        norm = self.norm if self.norm == "seminorm" else None
+        return replace(self, method=None, rtol=None, atol=None, step_size=None, norm=norm, options={})
+
+    def scheme(
+        self, forward: Scheme, augmented: AugmentedSystem, norm: Callable[[tuple[Tensor, ...]], Tensor]
+    ) -> Scheme:
+        """How the backward solve is made."""
+        method = forward.method if self.method is None else get_method(self.method)
+        tolerance = Tolerance(
+            augmented.tolerance(forward.tolerance.rtol if self.rtol is None else self.rtol),
+            augmented.tolerance(forward.tolerance.atol if self.atol is None else self.atol),
+            lambda x: norm((x.new_zeros(()).abs(), *augmented.unpack(x))),
+        )
+        own_method = self.method is not None
+        scheme = replace(
+            forward,
+            method=method,
+            tolerance=tolerance,
+            step_size=forward.step_size if self.step_size is None and not own_method else self.step_size,
+            grid=None if own_method or self.step_size is not None else forward.grid,
+            first_step=None,
+            callbacks=Callbacks(),
+        )
+        if self.options:
+            own = {name: getattr(scheme, name) for name in inspect.signature(stepping).parameters}
+            calls = self.options.get("callbacks", scheme.callbacks)
+            changed = {name: value for name, value in self.options.items() if name != "callbacks"}
+            scheme = replace(scheme, **stepping(**own | changed), callbacks=calls)
+        calls = scheme.callbacks
+        return replace(
+            scheme,
+            callbacks=Callbacks(*(augmented.callback(call) for call in (calls.step, calls.accept, calls.reject))),
+        )
+
+    def part_norm(self, problem: Problem, scheme: Scheme, states: int) -> PartNorm:
+        """The norm as a function of `(0, z, a, *∂L/∂θ)`, with `states` parts, z and a, packed."""
+        own = self.norm
+        if callable(own):
+            return lambda parts: own(*map(problem.restore, parts[1 : states + 1]), parts[states + 1 :])
+        state_norm = scheme.tolerance.norm
+
+        def default(parts: tuple[Tensor, ...]) -> Tensor:
+            time, gradients = parts[0], parts[states + 1 :]
+            # The user's norm may return a number.
+            sizes = [torch.as_tensor(state_norm(x)).to(time) for x in parts[1 : states + 1]]
+            if own is None and gradients:
+                sizes.append(max_rms_norm(list(gradients)))
+            return torch.stack([time.abs(), *sizes]).amax()
+
+        return default
+
+
+@dataclass(frozen=True)
+class BackwardSolve:
+    """One backward solve: from the last time to the first, restarted at every row.
+
+    Attributes:
+        choice: how.
+        problem: the forward problem.
+        forward: the scheme of the forward solve.
+        params: what gets gradients besides `y0` and `t`.
+        t: times of the rows, in the direction of the forward solve, float64, shape (m,).
+        y: the states there, shape (m, *state).
+        grad_y: `∂L/∂y` of the rows.
+        kept: other tensors that the choice keeps.
+        memory: what kept them.
+        norm: of the parts of the system, as `Adjoint.part_norm` makes it.
+        stats: counters to add to.
+    """
+
+    choice: Adjoint
+    problem: Problem
+    forward: Scheme
+    params: tuple[Tensor, ...]
+    t: Tensor
+    y: Tensor
+    grad_y: Tensor
+    kept: tuple[Tensor, ...]
+    memory: Memory
+    norm: PartNorm
+    stats: Statistics
+
+    def scheme(self, system: AugmentedSystem) -> Scheme:
+        return self.choice.scheme(self.forward, system, self.norm)
+
+    def quadrature(self) -> Quadrature | None:
+        if not self.choice.quadrature:
+            return None
+        method = self.forward.method if self.choice.method is None else get_method(self.choice.method)
+        assert isinstance(method, ExplicitRungeKutta)
+        return Quadrature(self.params, method.tableau)
+
+    def by_intervals(self, system: AugmentedSystem, scheme: Scheme) -> tuple[Tensor, list[Tensor]]:
+        """`∂L/∂z(t_0)` and `∂L/∂θ`, by one solve from each row to the one before."""
+        t, y, grad_y, quadrature = self.t, self.y, self.grad_y, system.quadrature
+        record = None if quadrature is None else quadrature.add
+        a = grad_y[-1]
+        gradients = [torch.zeros_like(p) for p in system.params]
+        for i in range(len(t) - 1, 0, -1):
+            start = system.pack(y[i], a, gradients)
+            if torch.is_grad_enabled():
+                problem = Problem(system, start, t[[i, i - 1]], self.params, lambda x: x)
+                path = self.choice.further()(problem, scheme, self.stats)
+            else:
+                path = integrate(system, start, t[[i, i - 1]], scheme, self.stats, record)
+            a = system.adjoint(path.y[1]) + grad_y[i - 1]
+            gradients = system.gradients(path.y[1])
+            if path.next_step:
+                scheme = replace(scheme, first_step=abs(path.next_step))
+        return a, gradients if quadrature is None else quadrature.gradients
+
+    def time_gradient(self, row: int, a: Tensor) -> Tensor:
+        """`aᵀ f(z, t)`, the gradient of a time (appendix C of the paper), as a float64 tensor of shape ()."""
+        z, t = self.y[row], self.t[row]
+        f: Dynamics = self.problem.f
+        slope = f(t.to(z.device, z.abs().dtype), z)
+        self.stats.nfe += 1
+        return torch.sum((a.conj() * slope).real).to(t.device, t.dtype)
+
+
+class _Adjoint(ReverseMode):
+    """Forward: a solve that autograd does not see. Backward: the adjoint equation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: Problem,
+        scheme: Scheme,
+        choice: Adjoint,
+        memory: Memory,
+        stats: Statistics,
+        found: list[Trajectory],
+        y0: Tensor,
+        t: Tensor,
+        *params: Tensor,
+    ) -> Tensor:
+        if problem.compile and memory.record is None:
+            trajectory = integrate_compiled(problem.f, y0, t, scheme, stats, event=problem.event)
+        else:
+            steps = with_compiled_steps(scheme) if problem.compile else scheme
+            trajectory = integrate(problem.f, y0, t, steps, stats, memory.record, problem.event)
+        found.append(trajectory)
+        ended = trajectory.event is not None
+        ctx.end = trajectory.t[-1:] if ended else None
+        ctx.problem, ctx.scheme, ctx.choice, ctx.memory, ctx.stats = problem, scheme, choice, memory, stats
+        # The name that users of torchdiffeq know for what the backward solve will use.
+        ctx.adjoint_options = {"norm": choice.part_norm(problem, scheme, choice.states)}
+        ctx.autocast = Autocast(y0.device)
+        ctx.further_times, states = memory.rows(trajectory.t.tolist())
+        y = torch.cat([trajectory.y, torch.stack(states)]) if states else trajectory.y
+        ctx.outputs = len(trajectory.y)
+        ctx.save_for_backward(y, t, *params, *memory.tensors())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        if torch._C._functorch.is_legacy_batchedtensor(grad_y):
+            raise InvalidArgumentError(
+                f"gradient={ctx.choice.name!r} solves for one cotangent at a time: leave out is_grads_batched=True "
+                "and vectorize=True"
+            )
+        needed = ctx.needs_input_grad[8:]
+        y, t, *rest = ctx.saved_tensors
+        params = tuple(p for p, wanted in zip(rest, needed, strict=False) if wanted)
+        outputs, wanted_times = ctx.outputs, ctx.needs_input_grad[7]
+        times = t if ctx.end is None else torch.cat([t[: outputs - 1], ctx.end])
+        times = torch.cat([times, times.new_tensor(ctx.further_times)])
+        order = torch.argsort(times.detach(), descending=bool(times[0] > times[1]) if len(times) > 1 else False)
+        rows = order.to(y.device)
+        solve = BackwardSolve(
+            choice=ctx.choice,
+            problem=ctx.problem,
+            forward=ctx.scheme,
+            params=params,
+            t=times[order],
+            y=y[rows],
+            grad_y=grad_y[rows],
+            kept=tuple(rest[len(needed) :]),
+            memory=ctx.memory,
+            norm=lambda parts: ctx.adjoint_options["norm"](parts),
+            stats=Statistics(),
+        )
+        ctx.stats.backward = solve.stats
+        further = torch.is_grad_enabled()
+        try:
+            with ctx.autocast():
+                if further:
+                    norm = ctx.choice.part_norm(ctx.problem, ctx.scheme, AugmentedSystem.states)
+                    solve = replace(solve, norm=norm)
+                    system = AugmentedSystem(ctx.problem.f, y[0], params)
+                    a, gradients = solve.by_intervals(system, solve.scheme(system))
+                else:
+                    a, gradients = ctx.choice.solve_back(solve)
+                grad_t = None
+                if wanted_times:
+                    of = dict(zip(order.tolist(), range(len(order)), strict=True))
+                    last = len(t) if ctx.end is None else outputs - 1  # the time of the event is no argument
+                    own = [solve.time_gradient(of[i], grad_y[i]) for i in range(1, last)]
+                    first = solve.time_gradient(0, grad_y[0] - a)
+                    grad_t = torch.stack([first, *own])
+                    grad_t = torch.cat([grad_t, grad_t.new_zeros(len(t) - len(grad_t))])
+        except SolverError as error:
+            error.add_note(
+                f"This was the backward solve of gradient={ctx.choice.name!r}; gradient='direct' has none."
+            )
+            error.partial = None
+            raise
+        remaining = iter(gradients)
+        by_params = [next(remaining) if wanted else None for wanted in needed]
+        return *(None,) * 6, a if ctx.needs_input_grad[6] else None, grad_t, *by_params

@@ -1,0 +1,142 @@
+"""The adjoint equation as a system that the solvers can solve."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from neural_ode.gradients.differentiable import gradients
+from neural_ode.solution import Segment
+from neural_ode.state import Dynamics, TupleState
+from neural_ode.tableaus import ButcherTableau
+
+__all__ = ["AdjointSystem", "AugmentedSystem", "Quadrature"]
+
+
+class AugmentedSystem:
+    """The system of Algorithm 1, `[z, a, ∂L/∂θ]`, packed into one vector of the state's dtype.
+
+    Attributes:
+        states: how many of its parts are shaped like the state.
+        quadrature: integrates `∂L/∂θ` instead, which then is no part of the system; `None` if it is one.
+    """
+
+    states = 2
+
+    def __init__(self, f: Dynamics, y: Tensor, params: Sequence[Tensor], quadrature: "Quadrature | None" = None):
+        self.f, self.dtype, self.quadrature = f, y.dtype, quadrature
+        self.params = () if quadrature is not None else tuple(params)
+        # A complex gradient beside a real state is kept as pairs of real numbers.
+        self.as_pairs = [p.is_complex() and not y.is_complex() for p in self.params]
+        shapes = [torch.Size((*p.shape, 2)) if pairs else p.shape for p, pairs in self._pairs()]
+        self.structure = TupleState((*(y.shape,) * self.states, *shapes))
+
+    def _pairs(self) -> list[tuple[Tensor, bool]]:
+        return list(zip(self.params, self.as_pairs, strict=True))
+
+    def pack(self, z: Tensor, a: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        stored = [torch.view_as_real(g) if pairs else g for g, pairs in zip(gradients, self.as_pairs, strict=True)]
+        return self.structure.pack([x.to(self.dtype) for x in (*(z, a)[-self.states :], *stored)])
+
+    def unpack(self, state: Tensor) -> tuple[Tensor, ...]:
+        return self.structure.unpack(state)
+
+    def adjoint(self, state: Tensor) -> Tensor:
+        """The part `a`."""
+        return self.unpack(state)[self.states - 1]
+
+    def gradients(self, state: Tensor) -> list[Tensor]:
+        """The part `∂L/∂θ`, in the dtypes of the parameters."""
+        found = []
+        for g, (p, pairs) in zip(self.unpack(state)[self.states :], self._pairs(), strict=True):
+            if pairs:
+                g = torch.view_as_complex(g.contiguous())
+            found.append((g.real if g.is_complex() and not p.is_complex() else g).to(p.dtype))
+        return found
+
+    def z(self, t: Tensor, state: Tensor) -> Tensor:
+        """The state `z` at the time `t`."""
+        return self.unpack(state)[0]
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
+        z, a = self.z(t, state), self.adjoint(state)
+        again, later = torch.is_grad_enabled(), self.quadrature is not None  # what else the graph is for
+        with torch.enable_grad():
+            z = z if again and z.requires_grad else z.detach().requires_grad_()
+            slope = self.f(t, z)
+            products = gradients([slope], (z, *self.params), [-a], create_graph=again, retain_graph=again or later)
+        rates = self.pack(slope, products[0], products[1:])
+        if self.quadrature is not None:
+            self.quadrature.evaluated(rates, slope, a)
+        return rates
+
+    def tolerance(self, value: float | Tensor) -> float | Tensor:
+        """A tolerance for each entry of the state holds for the adjoint too, and its least for the parameters."""
+        if not isinstance(value, Tensor):
+            return value
+        z_shape, *_ = self.structure.shapes
+        size = sum(shape.numel() for shape in self.structure.shapes)
+        if value.shape == (size,) and size != z_shape.numel():
+            return value
+        entries = value.expand(z_shape).reshape(-1)
+        numbers = size - self.states * len(entries)
+        return torch.cat([*(entries,) * self.states, value.amin().expand(numbers)])
+
+    def callback(self, call: Callable[..., object] | None) -> Callable[[Tensor, Tensor, Tensor], object] | None:
+        if call is None:
+            return None
+        return lambda t, state, h: call(t, (state.new_zeros(()), *self.unpack(state)), h)
+
+
+class AdjointSystem(AugmentedSystem):
+    """`[a, ∂L/∂θ]` along a known trajectory `z(t)`."""
+
+    states = 1
+
+    def __init__(
+        self,
+        f: Dynamics,
+        y: Tensor,
+        params: Sequence[Tensor],
+        quadrature: "Quadrature | None",
+        trajectory: Callable[[float], Tensor],
+    ):
+        super().__init__(f, y, params, quadrature)
+        self.trajectory = trajectory
+
+    def z(self, t: Tensor, state: Tensor) -> Tensor:
+        return self.trajectory(t.item())
+
+
+class Quadrature:
+    """`∂L/∂θ` as what it is, an integral of `-aᵀ ∂f/∂θ` along the solution.
+
+    A Runge-Kutta method adds `-h Σ b_i a_iᵀ ∂f/∂θ (t_i, z_i)` for a step, over its stages. This is done once a step
+    is accepted, in one backward pass through the evaluations of `f` in all its stages, whose graphs are kept until
+    then.
+
+    Attributes:
+        gradients: the integrals so far.
+    """
+
+    def __init__(self, params: Sequence[Tensor], tableau: ButcherTableau):
+        self.params = tuple(params)
+        self.weights = [float(b) for b in tableau.b]
+        self.gradients = [torch.zeros_like(p) for p in params]
+        # By the rates that an evaluation returned: gone when the step is that used them.
+        self._evaluations: Any = WeakTensorKeyDictionary()
+
+    def evaluated(self, rates: Tensor, slope: Tensor, a: Tensor) -> None:
+        """Remember an evaluation of `f`, with its graph, and the adjoint there."""
+        self._evaluations[rates] = slope, a
+
+    def add(self, step: Segment) -> None:
+        """Add the integral over an accepted step."""
+        stages = [(b, *self._evaluations[k]) for b, k in zip(self.weights, step.dense, strict=True) if b]
+        along = [a * (-step.h * b) for b, _, a in stages]
+        found = gradients([slope for _, slope, _ in stages], self.params, along)
+        for total, gradient in zip(self.gradients, found, strict=True):
+            total.add_(gradient)

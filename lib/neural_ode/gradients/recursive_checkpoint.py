@@ -1,0 +1,55 @@
+"""Backpropagation through the steps of the solver, which are made again one by one.
+
+Exact for the discrete solve, as `direct` is, but keeps states only: one for each step, or as many as there is
+memory for. Those in between are then found again from the kept ones (Griewank & Walther 2000).
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+
+from neural_ode.compiled import CannotCompile, compiled_integrate, with_compiled_steps
+from neural_ode.errors import InvalidArgumentError
+from neural_ode.gradients.checkpoints import Budget, Checkpoints
+from neural_ode.gradients.differentiable import refuse_transforms
+from neural_ode.gradients.problem import Problem
+from neural_ode.gradients.stepwise import solve_stepwise
+from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.solution import Statistics
+
+__all__ = ["RecursiveCheckpoint"]
+
+
+@dataclass(frozen=True)
+class RecursiveCheckpoint:
+    """`gradient="recursive_checkpoint"`: keep states, and make each step again to differentiate it.
+
+    Differentiated twice, the first gradient is recorded by autograd with all its steps, as with `direct`.
+
+    Attributes:
+        checkpoints: how many states are kept at most. `None`: one for each step, which is then made again once.
+            An integer `k`: `k` states, however many steps there are; with `n` steps each is made again up to `r`
+            times, where `C(k + r, k)` is about `n`. `"log"`: about `log2(n)` states.
+    """
+
+    name: ClassVar[str] = "recursive_checkpoint"
+
+    checkpoints: Budget = None
+
+    def __post_init__(self) -> None:
+        k = self.checkpoints
+        if not (k is None or k == "log" or (isinstance(k, int) and not isinstance(k, bool) and k >= 1)):
+            raise InvalidArgumentError(
+                f"checkpoints must be a whole number of at least 1, 'log', or None for all states, got {k!r}"
+            )
+
+    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        if problem.compile:
+            if self.checkpoints is None and problem.event is None:
+                refuse_transforms(self.name)
+                with suppress(CannotCompile):
+                    return compiled_integrate(
+                        *(problem.f, problem.y0, problem.t, scheme, stats), problem.params, problem.batched
+                    )
+            scheme = with_compiled_steps(scheme)
+        return solve_stepwise(self.name, problem, scheme, stats, Checkpoints(self.checkpoints))
