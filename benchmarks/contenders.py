@@ -15,7 +15,7 @@ from neural_ode import NeuralODEWarning, solve
 
 __all__ = ["compiled_dynamics", "diffrax", "ours", "scipy", "torchdiffeq", "torchode"]
 
-GradientName = Literal["direct", "backsolve"]
+GradientName = Literal["direct", "backsolve", "recursive_checkpoint"]
 Outcome = tuple[Any, int | None]
 
 _compiles = False

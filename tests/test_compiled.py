@@ -275,3 +275,18 @@ def test_backsolve_with_a_method_of_its_own(field: Field) -> None:
     y = solve(field, y0, [0.0, 1.0], compile=True, gradient=Backsolve(method="rk4", step_size=0.1)).y
     (gradient,) = torch.autograd.grad(y.sum(), y0)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("event", [None, lambda t, y: y[0, 0] - 10.0])
+def test_on_a_gpu(event) -> None:
+    """As a whole and, with an event, by steps that are replayed as CUDA graphs."""
+    f, y0 = Smooth().cuda(), start().double().cuda()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", NeuralODEWarning)
+        plain, compiled = (
+            solve(f, y0, [0.0, 1.0, 2.0], rtol=1e-7, atol=1e-7, event=event, compile=c) for c in (False, True)
+        )
+    assert plain.stats.nfe == compiled.stats.nfe
+    torch.testing.assert_close(compiled.y, plain.y, rtol=1e-9, atol=1e-9)

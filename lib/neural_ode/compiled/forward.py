@@ -272,8 +272,9 @@ class _Solve(ABC):
         """How the states at times inside recorded steps come about, and what they are."""
         (step, row, column), (log, states, slopes) = outputs, recorded
         batch, number = self.batch, self.method.tableau.stages
+        place = step * batch + row
         times = self.times.reshape(batch, -1)[row, column]
-        starts, lengths, ends = (x.reshape(-1, batch)[step, row] for x in steps)
+        starts, lengths, ends = (x.reshape(-1)[place] for x in steps)
         # An output at the end of a step is the state there, unless its time is moved.
         exact = (ends == times) & (not self.moving)
         theta = torch.from_numpy(np.where(exact, 0.0, (times - starts) / lengths))
@@ -289,8 +290,8 @@ class _Solve(ABC):
             # One kernel that gathers rows and adds them up.
             return embedding_bag(stages, self._rows(slopes), per_sample_weights=weights.to(states), mode="sum")
 
-        stages = index((number * step[:, None] + np.arange(number)) * batch + row[:, None])
-        sources = index((step + exact) * batch + row)
+        stages = index((place + (number - 1) * batch * step)[:, None] + batch * np.arange(number))
+        sources = index(place + batch * exact)
         weights = weights_at(theta).to(states)
         values = self._rows(states)[sources] + combined(weights)
         rates = None
@@ -430,11 +431,13 @@ class _PerSample(_Solve):
             found = [np.searchsorted(own, key, side="right") for own, key in zip(times, keys.T, strict=True)]
             passed = np.stack(found, axis=1)
         passed = np.concatenate([self.done[None], passed])
-        inside = np.diff(passed, axis=0)
-        steps, rows = (np.repeat(i.ravel(), inside.ravel()) for i in np.indices(inside.shape))
+        inside = np.diff(passed, axis=0).ravel()
+        some = inside.nonzero()[0]
+        many = inside[some]
+        place = np.repeat(some, many)
         # Those of a step are consecutive.
-        first = np.cumsum(inside) - inside.ravel()
-        columns = passed[steps, rows] + np.arange(len(steps)) - np.repeat(first, inside.ravel())
+        columns = np.repeat(passed[:-1].ravel()[some] - np.cumsum(many) + many, many) + np.arange(len(place))
+        steps, rows = np.divmod(place, self.batch)
         self.done = passed[-1]
         return steps, rows, columns
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.methods import ExplicitRungeKutta, Step
@@ -51,13 +52,15 @@ class CompiledRungeKutta(ExplicitRungeKutta):
         key = (self.name, *_kind(f), y.dtype, y.dim(), torch.is_grad_enabled())
         if key in _given_up:
             return self._plain.step(f, t, y, h, carry)
+        # Without gradients to record, a GPU replays the step as one CUDA graph.
+        replayed = y.device.type == "cuda" and not torch.is_grad_enabled()
         if key not in _graphs:
-            _graphs[key] = _fresh(y.device.type)
+            _graphs[key] = _fresh(y.device.type, replayed)
         length = h if isinstance(h, Tensor) else torch.tensor(h, dtype=t.dtype, device=t.device)
         try:
             # The adjoint equation has products with Jacobians in its dynamics; modules count their evaluations.
             with torch._dynamo.config.patch(trace_autograd_ops=True, allow_unspec_int_on_nn_module=True):
-                return _graphs[key](self._plain, f, t, y, length, carry)
+                step = _graphs[key](self._plain, f, t, y, length, carry)
         except _compiler_errors() as error:
             _given_up.add(key)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -67,9 +70,11 @@ class CompiledRungeKutta(ExplicitRungeKutta):
                 stacklevel=2,
             )
             return self._plain.step(f, t, y, h, carry)
+        # The next replay writes to the same memory.
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, step) if replayed else step
 
 
-def _fresh(device: str) -> Callable[..., Step]:
+def _fresh(device: str, replayed: bool) -> Callable[..., Step]:
     """A compiled step with a code object of its own."""
 
     def step(
@@ -78,7 +83,7 @@ def _fresh(device: str) -> Callable[..., Step]:
         return method.step(f, t, y, h, carry)
 
     own = types.FunctionType(step.__code__.replace(), step.__globals__, f"step_{len(_graphs)}")
-    options: dict[str, Any] = {"cpp_wrapper": True} if device == "cpu" else {}
+    options: dict[str, Any] = {"cpp_wrapper": device == "cpu", "triton.cudagraphs": replayed}
     compiled: Callable[..., Step] = torch.compile(own, fullgraph=True, options=options)
     return compiled
 
