@@ -31,9 +31,9 @@ def main() -> None:
 
     from benchmarks.cases import CASES, case_rows
     from benchmarks.problems import PROBLEMS
-    from benchmarks.report import draw_precision, load, machine, merge, save
+    from benchmarks.report import draw_precision, load, machine, merge, save, save_png, update_readme
     from benchmarks.work_precision import precision_rows
-    from neural_ode.figures.theme import save_figure, use_theme
+    from neural_ode.figures.theme import use_theme
 
     jax.config.update("jax_enable_x64", True)
     torch.set_num_threads(arguments.threads)
@@ -65,7 +65,9 @@ def main() -> None:
     if stored["work_precision"]:
         use_theme()
         threads = min(row["threads"] for row in stored["work_precision"])
-        save_figure(draw_precision(stored, threads), output / "results")
+        save_png(draw_precision(stored, threads), output / "results.png")
+    if output == _FOLDER:
+        update_readme(_FOLDER.parent / "README.md", stored)
 
 
 def _limit_threads(threads: int) -> None:

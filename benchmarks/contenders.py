@@ -13,7 +13,7 @@ from benchmarks.problems import Problem
 from benchmarks.timing import Contender, Run, Unavailable
 from neural_ode import NeuralODEWarning, solve
 
-__all__ = ["compiled_dynamics", "diffrax", "ours", "scipy", "torchdiffeq", "torchode"]
+__all__ = ["compiled_dynamics", "diffrax", "gradients_alone", "ours", "scipy", "torchdiffeq", "torchode"]
 
 GradientName = Literal["direct", "backsolve", "recursive_checkpoint"]
 Outcome = tuple[Any, int | None]
@@ -115,6 +115,24 @@ def compiled_dynamics(problem: Problem, evaluations: Callable[[], int]) -> Conte
         return run
 
     return Contender("f alone, compiled", prepare, compiles=True)
+
+
+def gradients_alone(problem: Problem, evaluations: Callable[[], int]) -> Contender:
+    """As many evaluations of the right-hand side, each with its backward pass, and nothing else: what no way to
+    differentiate the steps can be faster than."""
+
+    def prepare() -> Run:
+        n, t0 = evaluations(), problem.t[0]
+        inputs = (_leaf(problem), *problem.f.parameters())
+
+        def run() -> Outcome:
+            for _ in range(n):
+                torch.autograd.grad(problem.f(t0, inputs[0]).sum(), inputs)
+            return (), n
+
+        return run
+
+    return Contender("f and its gradient alone", prepare)
 
 
 _DIFFRAX = {"dopri5": "Dopri5", "tsit5": "Tsit5", "dopri8": "Dopri8", "bosh3": "Bosh3"}

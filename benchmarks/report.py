@@ -1,6 +1,7 @@
 """The results as a file and as figures."""
 
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -16,12 +17,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
 
 from benchmarks.cases import CASES
 from benchmarks.problems import PROBLEMS
-from neural_ode.files import write_atomically
+from neural_ode.files import replacing, write_atomically
 
-__all__ = ["case_table", "draw_precision", "goal_table", "load", "machine", "merge", "save"]
+__all__ = [
+    "case_table",
+    "draw_precision",
+    "goal_table",
+    "load",
+    "machine",
+    "merge",
+    "readme_table",
+    "save",
+    "save_png",
+    "update_readme",
+]
 
 _PACKAGES = ("neural-ode", "torch", "torchdiffeq", "torchode", "jax", "jaxlib", "diffrax", "scipy", "numpy")
 _KEYS = {"rows": "case", "goals": "case", "work_precision": "problem"}
@@ -157,6 +170,51 @@ def goal_table(results: dict[str, Any], threads: int) -> pd.DataFrame:
     return pd.DataFrame(table).set_index("case")
 
 
+_COLUMNS = {
+    "neural_ode": ("neural_ode", "neural_ode, per sample"),
+    "compiled": ("neural_ode, compiled", "neural_ode, per sample, compiled"),
+    "recursive_checkpoint, compiled": ("recursive_checkpoint, compiled",),
+    "diffrax": ("diffrax",),
+    "torchode": ("torchode, compiled", "torchode, TorchScript", "torchode"),
+}
+"""Columns of the README's table and the contenders that they stand for: the second of two where steps for each
+sample are the subject, and of three the fastest."""
+
+_MARKS = ("<!-- made by python -m benchmarks -->\n", "<!-- end -->")
+
+
+def readme_table(results: dict[str, Any], threads: int = 1) -> str:
+    """The ratios and the goals that were missed, in Markdown."""
+    lines = [
+        "| work, {} thread{} | torchdiffeq | {} |".format(threads, "s" * (threads > 1), " | ".join(_COLUMNS)),
+        "|---" * (2 + len(_COLUMNS)) + "|",
+    ]
+    for name, case in CASES.items():
+        rows = {row["contender"]: row for row in _select(results["rows"], threads, case=name) if "ratio" in row}
+        if case.baseline != "torchdiffeq" or case.baseline not in rows:
+            continue
+        cells = [f"{1e3 * rows[case.baseline]['median']:.3g} ms"]
+        for names in _COLUMNS.values():
+            entered = [rows[one]["ratio"][0] for one in names if one in rows]
+            special = name.startswith("per-sample") and len(names) == 2 and len(entered) == 2
+            cells.append(f"{entered[1] if special else max(entered):.2g}×" if entered else "–")
+        lines.append(f"| {case.title} | {' | '.join(cells)} |")
+    goals = _select(results["goals"], threads)
+    missed = [goal for goal in goals if goal["verdict"] != "met"]
+    lines.append(f"\n{len(goals) - len(missed)} of {len(goals)} goals are met" + (". Missed:\n" if missed else "."))
+    for goal in missed:
+        measured = f"{goal['measured'][0]:.3g}" if "measured" in goal else goal["verdict"]
+        lines.append(f"* {goal['case']}: {goal['goal']}; measured: {measured}")
+    return "\n".join(lines) + "\n"
+
+
+def update_readme(path: Path, results: dict[str, Any]) -> None:
+    """Put the table between its marks."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(_MARKS[0])
+    after = rest.partition(_MARKS[1])[2]
+    write_atomically(path, before + _MARKS[0] + readme_table(results) + _MARKS[1] + after)
+
+
 def _select(rows: Iterable[dict[str, Any]], threads: int, **values: Any) -> list[dict[str, Any]]:
     wanted = values | {"threads": threads}
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
@@ -191,6 +249,13 @@ def draw_precision(results: dict[str, Any], threads: int) -> Figure:
     return figure
 
 
+def save_png(figure: Figure, path: Path) -> None:
+    """Save with a palette, which takes a quarter of the bytes."""
+    with replacing(path) as temporary, io.BytesIO() as raw:
+        figure.savefig(raw, format="png", dpi=90)
+        Image.open(raw).convert("RGB").quantize(64).save(temporary, format="png", optimize=True)
+
+
 def _draw_panel(axes: Axes, rows: list[dict[str, Any]], work: str) -> None:
     frame = pd.DataFrame(rows)
     for (library, method), curve in frame.groupby(["library", "method"], sort=False):
@@ -199,6 +264,7 @@ def _draw_panel(axes: Axes, rows: list[dict[str, Any]], work: str) -> None:
         axes.plot(x, y, color=color, ls=style, marker=_METHODS[method], ms=4, lw=1.2, alpha=0.85)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 200 * low else (1,)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())

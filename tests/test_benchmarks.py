@@ -141,7 +141,8 @@ def test_contenders_agree(name: str) -> None:
         if "--quick" in row.get("skipped", ""):
             continue
         assert "skipped" not in row, row
-        assert row["deviation"] <= CASES[name].agreement
+        if "alone" not in row["contender"]:  # which has no result
+            assert row["deviation"] <= CASES[name].agreement
         assert row["nfe"] > 0
     ours, theirs = by_name["neural_ode"], by_name["torchdiffeq"]
     assert ours["nfe"] == pytest.approx(theirs["nfe"], rel=0.15), "the same method takes as many evaluations"

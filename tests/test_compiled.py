@@ -213,6 +213,19 @@ def test_recursive_checkpoint_keeps_states_only() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_gradients_compile_nothing_for_a_new_batch() -> None:
+    f = Smooth()
+    before = 0
+    for batch, tolerance in ((8, 1e-5), (5, 1e-5), (13, 1e-6), (21, 1e-4)):
+        if batch == 13:  # the second size has made the graphs ones for all sizes
+            before = graphs()
+        for gradient in ("direct", "backsolve"):
+            y0 = start(batch).double().requires_grad_()
+            y = solve(f, y0, [0.0, 0.5, 1.0], rtol=tolerance, atol=tolerance, gradient=gradient, compile=True).y
+            torch.autograd.grad(y.square().sum(), [y0, *f.parameters()])
+    assert graphs() == before > 0
+
+
 def test_second_derivatives_of_a_compiled_solve() -> None:
     f = Smooth()
     y0 = start(2).double().requires_grad_()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.experiments.memory import NETWORKS, build, measure_memory
+from neural_ode.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
 from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation
 from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
 
@@ -66,27 +66,31 @@ def test_exceptions_of_another_process_come_back() -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_evaluate_as_often_as_asked(network: str) -> None:
-    body = build(network, 12)
+    body = build(network, 24)
     calls = []
     for module in body.modules():
         if type(module).__name__ in ("Residual", "ConvDynamics"):
             module.register_forward_hook(lambda *_: calls.append(1))
     body(torch.randn(2, 64, 6, 6))
-    assert len(calls) == 12
+    assert len(calls) == 24 + (network == "interpolating")
 
 
 def test_memory_orders() -> None:
-    """The exact part of notebook 03: constant for the ODE-Net, one more layer's worth for the others."""
+    """The exact part of notebook 03: constant, a layer's, a state's or a slope's worth more, or logarithmic."""
+    state = 2 * 64 * 36 * 4
     kept = {
-        n: [in_fresh_process(measure_memory, n, depth, 2, "cpu").bytes_kept for depth in (4, 8, 12)]
+        n: [in_fresh_process(measure_memory, n, depth, 2, "cpu").bytes_kept for depth in (24, 48, 72)]
         for n in NETWORKS
     }
-    for network in ("ResNet", "RK-Net"):
+    for network in ("ResNet", "RK-Net", "recursive_checkpoint", "interpolating"):
         first, second, third = kept[network]
         assert third - second == pytest.approx(second - first, rel=1e-3)
         assert second > 1.8 * first
-    assert len(set(kept["ODE-Net"])) == 1
-    assert kept["ODE-Net"][0] == 2 * (2 * 64 * 36) * 4 + 2 * 8  # states at t0 and t1, and the two times
+    assert kept["recursive_checkpoint"][1] - kept["recursive_checkpoint"][0] == 6 * state
+    assert kept["ODE-Net"] == [2 * state + 2 * 8] * 3  # states at t0 and t1, and the two times
+    assert len(set(kept["reversible"])) == 1
+    for depth, log in zip((24, 48, 72), kept["recursive_checkpoint, log"], strict=True):
+        assert 2 * state < log <= checkpoint_bound(depth, 2)
 
 
 def test_line_and_its_interval() -> None:

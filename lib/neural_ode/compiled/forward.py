@@ -36,6 +36,10 @@ Array = NDArray[Any]
 
 _jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
 
+_LARGE = 2**16
+"""Entries of a state from which steps compiled one by one, which recompute nothing, are faster than whole solves:
+on the MNIST block of `benchmarks`, 1.2 against 0.7 times the speed of torchdiffeq."""
+
 _refused: set[Any] = set()
 """Kinds of dynamics that have been found not to compile."""
 
@@ -125,6 +129,8 @@ def check(y0: Tensor, t: Tensor, scheme: Scheme) -> None:
         raise CannotCompile("there are callbacks")
     if y0.is_complex() or y0.numel() == 0 or t.shape[-1] < 2:
         raise CannotCompile("the state is complex or empty, or there is nothing to solve")
+    if y0.numel() > _LARGE:
+        raise CannotCompile("the state is large, its arithmetic takes most of the time")
     if torch.is_autocast_enabled(y0.device.type):
         raise CannotCompile("autocast is on")
     if torch.is_inference_mode_enabled() or y0.is_inference():

@@ -19,10 +19,25 @@ COLORS = {
     "ResNet": _PALETTE[0],
     "RK-Net": _PALETTE[1],
     "ODE-Net": _PALETTE[2],
+    "recursive_checkpoint": _PALETTE[3],
+    "recursive_checkpoint, log": _PALETTE[6],
+    "interpolating": "#404040",
+    "reversible": _PALETTE[9],
 }
-"""A colour for each network, the same in every figure."""
+"""A colour for each network or way to differentiate a solve, the same in every figure."""
 
-MARKERS = {"MLP": "v", "stem only": "P", "ResNet-1": "D", "ResNet": "o", "RK-Net": "s", "ODE-Net": "^"}
+MARKERS = {
+    "MLP": "v",
+    "stem only": "P",
+    "ResNet-1": "D",
+    "ResNet": "o",
+    "RK-Net": "s",
+    "ODE-Net": "^",
+    "recursive_checkpoint": "X",
+    "recursive_checkpoint, log": "d",
+    "interpolating": "<",
+    "reversible": "*",
+}
 """And a marker: no figure tells networks apart by colour alone."""
 
 
