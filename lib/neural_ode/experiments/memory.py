@@ -145,8 +145,18 @@ class TradeOff(NamedTuple):
 def trade_offs(tolerances: Sequence[float], batch: int, repeats: int, device: str) -> list[TradeOff]:
     """Memory, time and gradient error of every choice, solved with `dopri5` at every tolerance.
 
-    The network is that of Table 1 with random weights, the loss the mean square of its output.
+    The network is that of Table 1 with random weights, the loss the mean square of its output. One thread, so that
+    other work on the machine does not hold up a whole team.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _trade_offs(tolerances, batch, repeats, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trade_offs(tolerances: Sequence[float], batch: int, repeats: int, device: str) -> list[TradeOff]:
     torch.manual_seed(0)
     target = torch.device(device)
     f = ConvDynamics().to(target)
