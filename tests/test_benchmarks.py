@@ -145,7 +145,8 @@ def test_contenders_agree(name: str) -> None:
             assert row["deviation"] <= CASES[name].agreement
         assert row["nfe"] > 0
     ours, theirs = by_name["neural_ode"], by_name["torchdiffeq"]
-    assert ours["nfe"] == pytest.approx(theirs["nfe"], rel=0.15), "the same method takes as many evaluations"
+    # The same method takes as many evaluations, up to a last step that is stretched here over what little is left.
+    assert ours["nfe"] == pytest.approx(theirs["nfe"], rel=0.15, abs=6)
     assert len(goals) == len(CASES[name].goals)
 
 

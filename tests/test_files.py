@@ -10,6 +10,7 @@ import torch
 
 from neural_ode.claims import Verdict
 from neural_ode.errors import InvalidArgumentError, NeuralODEError
+from neural_ode.experiments.memory import CHOICES
 from neural_ode.figures.scoreboard import draw_scoreboard
 from neural_ode.figures.theme import COLORS, MARKERS, save_figure, use_theme
 from neural_ode.files import replacing, write_atomically
@@ -96,7 +97,7 @@ def test_figures_are_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 def test_every_network_has_a_look_of_its_own() -> None:
-    assert set(COLORS) == set(MARKERS) == set(MNIST_MODELS)
+    assert set(COLORS) == set(MARKERS) == set(MNIST_MODELS) | set(CHOICES)
     assert len(set(COLORS.values())) == len(set(MARKERS.values())) == len(COLORS)
 
 
