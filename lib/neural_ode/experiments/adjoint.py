@@ -377,7 +377,7 @@ def reconstruction(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> 
     return rows
 
 
-def time_gradient_error(trial: Trial, gradient: str | Gradient, step: float = 1e-2) -> float:
+def time_gradient_error(trial: Trial, gradient: str | Gradient, step: float = 2e-3) -> float:
     """Relative difference of the gradients of start and end time to five-point differences of a tight solve."""
 
     def loss(t: Tensor, **how: Any) -> Tensor:
