@@ -308,7 +308,7 @@ class TestWhatRunsAgain:
 
     def test_a_second_profile_leaves_the_first_alone(self, clone: Path, touched) -> None:
         touched("params.yaml", lambda text: text.replace("[quick]", "[quick, paper]"))
-        assert changed(clone) == {"memory@paper", "mnist@paper", "scoreboard@paper"}
+        assert changed(clone) == {"adjoint@paper", "memory@paper", "mnist@paper", "scoreboard@paper"}
 
 
 # The runner ------------------------------------------------------------------------------------------------------
