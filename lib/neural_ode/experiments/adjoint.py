@@ -199,11 +199,11 @@ def train(f: nn.Module, iterations: int, **how: Any) -> float:
     points = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
     sign = torch.where(radius < 1, -1.0, 1.0)
     optimizer = torch.optim.Adam(f.parameters(), lr=0.03)
-    options: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4, "gradient": "direct"} | how
+    settings: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4, "gradient": "direct", **how}
     loss = torch.zeros(())
     for _ in range(iterations):
         optimizer.zero_grad()
-        out = solve(f, points, [0.0, 1.0], **options).y
+        out = solve(f, points, [0.0, 1.0], **settings).y
         assert isinstance(out, Tensor)
         loss = nn.functional.softplus(-4 * sign * out[-1, :, 0]).mean()
         loss.backward()  # type: ignore[no-untyped-call]
