@@ -20,7 +20,7 @@ pytest.importorskip("torchdiffeq")
 from benchmarks import contenders
 from benchmarks.cases import CASES, Goal, case_rows, deviation
 from benchmarks.problems import PROBLEMS, arenstorf, lotka_volterra
-from benchmarks.report import case_table, draw_precision, goal_table, load, machine, merge, save
+from benchmarks.report import case_table, draw_precision, goal_table, load, machine, merge, readme_table, save
 from benchmarks.timing import (
     Contender,
     Measured,
@@ -252,3 +252,8 @@ def test_merging_replaces_what_was_measured_again(results: dict[str, object]) ->
     ]
     assert merge(old | {"machine": {"cpu": "another"}}, new) == new
     assert merge(None, new) == new
+
+
+def test_the_readme_shows_the_stored_results(root: Path) -> None:
+    table = readme_table(load(root / "benchmarks" / "results.json"))
+    assert table in (root / "README.md").read_text()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benchmarks.report import load, readme_table
 
 import neural_ode
 
@@ -40,10 +39,6 @@ def test_figures_in_the_table_are_made_by_the_pipeline() -> None:
     assert len(named) >= 4
     for name in named:
         assert f"figures/quick/{name}" in made
-
-
-def test_the_table_of_speed_shows_the_stored_results() -> None:
-    assert readme_table(load(ROOT / "benchmarks" / "results.json")) in README
 
 
 def test_every_notebook_is_listed() -> None:
