@@ -201,4 +201,4 @@ def test_what_cannot_be(how: dict, words: str) -> None:
 @pytest.mark.parametrize("checkpoints", [-1, 1.5, True, "log"])
 def test_bad_numbers_of_checkpoints(checkpoints: object) -> None:
     with pytest.raises(InvalidArgumentError, match="checkpoints must be"):
-        Backsolve(checkpoints=checkpoints)  # type: ignore[arg-type]
+        Backsolve(checkpoints=checkpoints)

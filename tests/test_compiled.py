@@ -291,11 +291,10 @@ def test_backsolve_with_a_method_of_its_own(field: Field) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("event", [None, lambda t, y: y[0, 0] - 10.0])
-def test_on_a_gpu(event) -> None:
+def test_on_a_gpu(event, device: torch.device) -> None:
     """As a whole and, with an event, by steps that are replayed as CUDA graphs."""
-    f, y0 = Smooth().cuda(), start().double().cuda()
+    f, y0 = Smooth().to(device), start().double().to(device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", NeuralODEWarning)
         plain, compiled = (

@@ -247,7 +247,7 @@ def test_first_part_leaves_no_part_empty() -> None:
 @pytest.mark.parametrize("checkpoints", [0, -1, 1.5, True, "sqrt"])
 def test_bad_budgets(checkpoints: object) -> None:
     with pytest.raises(InvalidArgumentError, match="checkpoints must be"):
-        RecursiveCheckpoint(checkpoints)  # type: ignore[arg-type]
+        RecursiveCheckpoint(checkpoints)
 
 
 def test_needs_to_see_the_steps_and_the_parameters() -> None:

@@ -60,7 +60,7 @@ def test_undoing_a_step_is_its_inverse(method: str, coupling: float) -> None:
 @pytest.mark.parametrize("method", EXPLICIT)
 def test_order_is_that_of_the_method(method: str) -> None:
     """y' = -y + sin t in closed form."""
-    order = get_method(method).order  # type: ignore[union-attr]
+    order = get_method(method).order
     exact = 1.5 * math.exp(-1) + (math.sin(1) - math.cos(1)) / 2
     errors = []
     sizes = (0.25, 0.125) if order > 5 else (0.05, 0.025)
@@ -168,7 +168,7 @@ def test_keeps_two_states_however_many_steps() -> None:
 def test_reconstruction_error_over_a_thousand_steps(dtype: torch.dtype, limit: float) -> None:
     """Rounding errors grow like λ^-n."""
     f, y0 = Field(dtype), torch.randn(3, 2, dtype=dtype)
-    method = ReversibleRungeKutta(get_method("rk4"), 0.999)  # type: ignore[arg-type]
+    method = ReversibleRungeKutta(get_method("rk4"), 0.999)
     t = [torch.tensor(0.01 * n, dtype=dtype) for n in range(1000)]
     state = Snapshot(y0, None)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_what_cannot_be(how: dict, words: str) -> None:
 @pytest.mark.parametrize("coupling", [0.0, -1.0, 1.5, math.nan, "0.9"])
 def test_bad_couplings(coupling: object) -> None:
     with pytest.raises(InvalidArgumentError, match="coupling"):
-        Reversible(coupling)  # type: ignore[arg-type]
+        Reversible(coupling)
 
 
 def test_warns_where_the_two_states_drift_apart() -> None:

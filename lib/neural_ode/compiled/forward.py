@@ -37,8 +37,8 @@ Array = NDArray[Any]
 _jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
 
 _LARGE = 2**16
-"""Entries of a state from which steps compiled one by one, which recompute nothing, are faster than whole solves:
-on the MNIST block of `benchmarks`, 1.2 against 0.7 times the speed of torchdiffeq."""
+"""Entries of a state from which arithmetic takes most of the time: to make steps again for the gradient, as whole
+solves do, then costs more than dispatch. Steps compiled one by one make none again."""
 
 _refused: set[Any] = set()
 """Kinds of dynamics that have been found not to compile."""

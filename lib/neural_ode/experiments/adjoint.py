@@ -206,7 +206,7 @@ def train(f: nn.Module, iterations: int, **how: Any) -> float:
         out = solve(f, points, [0.0, 1.0], **settings).y
         assert isinstance(out, Tensor)
         loss = nn.functional.softplus(-4 * sign * out[-1, :, 0]).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
     return loss.item()
 
@@ -229,7 +229,7 @@ def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[PlanarFlo
     for _ in tqdm(range(iterations), desc="flow", unit="step"):
         optimizer.zero_grad()
         loss = -log_density(flow, points, rtol=1e-4, atol=1e-4).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
     return flow, points, loss.item()
 

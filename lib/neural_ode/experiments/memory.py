@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -93,12 +94,17 @@ def measure_memory(network: str, evaluations: int, batch: int, device: str, repe
     for parameter in body.parameters():  # exist in any training, so they are no part of the growth
         parameter.grad = torch.zeros_like(parameter)
     peak = peak_memory(lambda: _train_once(body, images), target)
-    kept = bytes_kept(lambda: body(images).square().mean(), [images, *body.parameters()])
+    kept = bytes_kept(partial(_loss, body, images), [images, *body.parameters()])
     return MemoryPoint(network, evaluations, repeat, kept, peak)
 
 
 def _train_once(body: nn.Module, images: Tensor) -> None:
-    torch.autograd.backward(body(images).square().mean())
+    torch.autograd.backward(_loss(body, images))
+
+
+def _loss(body: nn.Module, images: Tensor) -> Tensor:
+    out: Tensor = body(images)
+    return out.square().mean()
 
 
 def memory_sweep(evaluations: Sequence[int], batch: int, repeats: int, device: str) -> list[MemoryPoint]:
@@ -171,7 +177,7 @@ def _trade_offs(tolerances: Sequence[float], batch: int, repeats: int, device: s
         body = OdeBlock(f, rtol=tolerance, atol=tolerance, gradient=gradient)
         found = _gradient(body, images)
         error = float((found.double() - reference).norm() / reference.norm())
-        kept = bytes_kept(lambda body=body: body(images).square().mean(), [images, *f.parameters()])  # type: ignore[misc]
+        kept = bytes_kept(partial(_loss, body, images), [images, *f.parameters()])
         seconds = []
         for _ in range(repeats):
             _synchronize(target)
@@ -187,8 +193,8 @@ def _trade_offs(tolerances: Sequence[float], batch: int, repeats: int, device: s
 
 def _gradient(body: nn.Module, images: Tensor) -> Tensor:
     """The gradients of all parameters, one after the other."""
-    loss = body(images).square().mean()
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(body.parameters()))])
+    found = torch.autograd.grad(_loss(body, images), list(body.parameters()))
+    return torch.cat([g.reshape(-1) for g in found])
 
 
 def _synchronize(device: torch.device) -> None:
