@@ -12,9 +12,9 @@ import nbformat
 import pytest
 import yaml
 
+from neural_ode.imports import imported_modules
 from neural_ode.pipeline import run as runner
 from neural_ode.pipeline.clean import clean
-from neural_ode.pipeline.dependencies import imported_modules
 from neural_ode.pipeline.parameters import (
     Declared,
     ParameterError,

@@ -19,11 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from neural_ode import NeuralODEWarning, NonFiniteError
 from neural_ode.data.mnist import Mnist, Split
-from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from neural_ode.errors import UnknownNameError
+from neural_ode.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
 from neural_ode.training.loop import Fit, fit, history_csv
-from neural_ode.training.mnist import error_rate, train_classifier
+from neural_ode.training.mnist import error_rate, learning_rate, train_classifier
 
-TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "max_shift": 1}
+TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}
 SOLVER = {"rtol": 1e-2, "atol": 1e-2}
 
 
@@ -53,6 +54,7 @@ def regression(steps: int = 20, **changes) -> Fit:
         "steps_per_epoch": 5,
         "evaluate": lambda model: {"size": sum(p.abs().sum().item() for p in model.parameters())},
         "settings": {"name": "regression"},
+        "code": Path(__file__),
         "label": "regression",
     }
     return Fit(**{**settings, **changes})
@@ -126,12 +128,48 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
     assert steps == list(range(20))
 
 
-def test_fingerprint_depends_on_settings_and_source(monkeypatch) -> None:
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-    before = fingerprint({"a": 1})
-    monkeypatch.setattr("neural_ode.training.checkpoint._library", lambda: "changed")
-    assert fingerprint({"a": 1}) != before
+def test_fingerprint_depends_on_settings_and_code(tmp_path: Path) -> None:
+    code = tmp_path / "code.py"
+    code.write_text("from neural_ode.training.loop import fit\nx = 1\n")
+    assert fingerprint({"a": 1, "b": 2}, code) == fingerprint({"b": 2, "a": 1}, code)
+    assert fingerprint({"a": 1}, code) != fingerprint({"a": 2}, code)
+    commented, changed, other = tmp_path / "commented.py", tmp_path / "changed.py", tmp_path / "other.py"
+    commented.write_text("# Why.\nfrom neural_ode.training.loop import fit\n\nx = (1)\n")
+    changed.write_text("from neural_ode.training.loop import fit\nx = 2\n")
+    other.write_text("from neural_ode.claims import decide as fit\nx = 1\n")
+    assert len({fingerprint({}, path) for path in (code, commented)}) == 1
+    assert len({fingerprint({}, path) for path in (code, changed, other)}) == 3
+
+
+def test_fingerprint_depends_on_imported_modules(tmp_path: Path, monkeypatch) -> None:
+    code, helper = tmp_path / "code.py", tmp_path / "helper.py"
+    code.write_text("x = 1\n")
+    found = set()
+    for text in ("y = 1\n", "y = 2\n"):
+        helper.write_text(text)
+        monkeypatch.setattr("neural_ode.training.checkpoint.imported_modules", lambda path: {helper})
+        _meaning.cache_clear()
+        found.add(fingerprint({}, code))
+    _meaning.cache_clear()
+    assert len(found) == 2
+
+
+def test_schedules() -> None:
+    rates = {}
+    for schedule in ("one-cycle", "stairs"):
+        optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        scheduler = learning_rate(schedule, optimizer, 160)
+        rates[schedule] = []
+        for _ in range(160):
+            rates[schedule].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert max(rates["one-cycle"]) == pytest.approx(0.1)
+    assert rates["one-cycle"][-1] < 1e-4
+    expected = [0.1] * 60 + [0.01] * 40 + [0.001] * 40 + [0.0001] * 20
+    assert rates["stairs"] == pytest.approx(expected)
+    with pytest.raises(UnknownNameError, match="stairs"):
+        learning_rate("cosine", optimizer, 160)
 
 
 def test_checkpoints_replace_each_other_whole(tmp_path: Path) -> None:
@@ -205,7 +243,7 @@ SCRIPT = """
     from neural_ode.training.mnist import train_classifier
 
     loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    training = {{"epochs": 4, "batch_size": 8, "peak_lr": 0.05, "max_shift": 1}}
+    training = {{"epochs": 4, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}}
     trained = train_classifier("ODE-Net", 0, synthetic(), training, SOLVER, checkpoint=Path({checkpoint!r}))
     torch.save(weights(trained.model), {result!r})
 """

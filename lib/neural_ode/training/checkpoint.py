@@ -1,5 +1,6 @@
 """Checkpoints: all that training needs to go on as if it had not been interrupted."""
 
+import ast
 import hashlib
 import json
 import warnings
@@ -13,24 +14,30 @@ import torch
 
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.files import replacing
+from neural_ode.imports import imported_modules
 
 __all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Identifies a training run: its settings, the source of this library and the version of PyTorch.
+def fingerprint(settings: Mapping[str, Any], code: Path) -> str:
+    """Identifies a training run: its settings, what `code` does, and the version of PyTorch.
 
     A checkpoint with another fingerprint belongs to another run and is not resumed.
+
+    Args:
+        settings: everything that a caller can choose.
+        code: the module that defines the run. It counts with all modules of the library that it imports; their
+            comments and layout do not.
     """
     text = json.dumps(dict(settings), sort_keys=True, default=str)
-    return hashlib.sha256(f"{text} {_library()} {torch.__version__}".encode()).hexdigest()
+    return hashlib.sha256(f"{text} {_meaning(code)} {torch.__version__}".encode()).hexdigest()
 
 
 @cache
-def _library() -> str:
+def _meaning(code: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
+    for module in sorted({code, *imported_modules(code)}):
+        digest.update(ast.dump(ast.parse(module.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()
 
 

@@ -40,6 +40,7 @@ class Fit:
         steps_per_epoch: how many steps make an epoch.
         evaluate: called after every epoch; its numbers go into the history.
         settings: everything that identifies the run; a checkpoint made under other settings is not resumed.
+        code: the module that defines the run; neither is a checkpoint of other code.
         label: name in the progress bar.
     """
 
@@ -52,6 +53,7 @@ class Fit:
     steps_per_epoch: int
     evaluate: Callable[[nn.Module], Mapping[str, float]]
     settings: Mapping[str, Any]
+    code: Path
     label: str
 
 
@@ -75,7 +77,7 @@ def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
     Raises:
         NonFiniteError: the loss became NaN or infinite.
     """
-    run = fingerprint(task.settings)
+    run = fingerprint(task.settings, task.code)
     progress = _Progress()
     if checkpoint is not None and (saved := load_checkpoint(checkpoint, run)) is not None:
         task.model.load_state_dict(saved["model"])
