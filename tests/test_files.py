@@ -11,6 +11,7 @@ import torch
 from neural_ode.claims import Verdict
 from neural_ode.errors import InvalidArgumentError, NeuralODEError
 from neural_ode.experiments.memory import CHOICES
+from neural_ode.experiments.tolerance import SOLVERS
 from neural_ode.figures.scoreboard import draw_scoreboard
 from neural_ode.figures.theme import COLORS, MARKERS, save_figure, use_theme
 from neural_ode.files import replacing, write_atomically
@@ -59,7 +60,7 @@ def test_results_are_found_here_first_and_in_the_project_after(
     opened = Workspace.open("04_mnist", "quick")
     work = Workspace("04_mnist", "quick", tmp_path, opened.output)
     assert work.figure("table1") == tmp_path / "out" / "figures" / "quick" / "04_mnist_table1"
-    with pytest.raises(MissingResultError, match=r"`dvc repro mnist`.*notebooks/04_mnist\.ipynb"):
+    with pytest.raises(MissingResultError, match=r"`dvc repro mnist@quick`.*notebooks/04_mnist\.ipynb"):
         work.read_claims("04_mnist")
     earlier = tmp_path / "figures" / "quick" / "04_mnist.claims.json"
     write_atomically(earlier, json.dumps({"a": 1}))
@@ -97,8 +98,10 @@ def test_figures_are_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 def test_every_network_has_a_look_of_its_own() -> None:
-    assert set(COLORS) == set(MARKERS) == set(MNIST_MODELS) | set(CHOICES)
-    assert len(set(COLORS.values())) == len(set(MARKERS.values())) == len(COLORS)
+    assert set(COLORS) == set(MARKERS) == set(MNIST_MODELS) | set(CHOICES) | set(SOLVERS)
+    for together in ({*MNIST_MODELS, *CHOICES}, SOLVERS):
+        for looks in (COLORS, MARKERS):
+            assert len({looks[name] for name in together}) == len(together)
 
 
 def test_scoreboard_shows_every_claim() -> None:

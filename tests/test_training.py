@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from neural_ode import NeuralODEWarning, NonFiniteError
 from neural_ode.data.mnist import Mnist, Split
 from neural_ode.errors import UnknownNameError
+from neural_ode.experiments.classifiers import step_costs
+from neural_ode.models.mnist import mnist_net
 from neural_ode.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
 from neural_ode.training.loop import Fit, fit, history_csv
 from neural_ode.training.mnist import error_rate, learning_rate, train_classifier
@@ -218,6 +220,36 @@ def test_train_classifier(name: str, tmp_path: Path) -> None:
     assert torch.equal(weights(again.model), weights(trained.model))
     other = train_classifier(name, 1, data, TRAINING, SOLVER)
     assert not torch.equal(weights(other.model), weights(trained.model))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch) -> None:
+    data = synthetic()
+    trained = train_classifier("MLP", 0, data, TRAINING, SOLVER)
+    trained.save(tmp_path, "MLP-0")
+    finished = tmp_path / "MLP-0.safetensors"
+    changed = train_classifier("MLP", 0, data, TRAINING | {"peak_lr": 0.01}, SOLVER, finished=finished)
+    assert not torch.equal(weights(changed.model), weights(trained.model))
+    assert changed.run != trained.run
+
+    monkeypatch.setattr("neural_ode.training.mnist.fit", lambda *arguments: pytest.fail("trained again"))
+    again = train_classifier("MLP", 0, data, TRAINING, SOLVER, finished=finished)
+    assert torch.equal(weights(again.model), weights(trained.model))
+    assert again.history == trained.history
+    assert again.run == trained.run
+    assert not again.model.training
+
+
+def test_costs_of_a_training_step() -> None:
+    images, labels = torch.rand(4, 1, 28, 28), torch.arange(4)
+    models = {name: mnist_net(name, **SOLVER) for name in ("MLP", "ResNet", "RK-Net", "ODE-Net")}
+    found = step_costs(models, images, labels, rounds=2)
+    assert list(found) == list(models)
+    assert all(cost.seconds > 0 for cost in found.values())
+    assert all(p.grad is None for model in models.values() for p in model.parameters())
+    kept = {name: cost.bytes_kept for name, cost in found.items()}
+    # The perceptron: the hidden layer before and after ReLU (300), log-softmax (10), labels, the loss's weight.
+    assert 4 * 4 * (300 + 10) <= kept["MLP"] <= 4 * 4 * (2 * 300 + 2 * 10) + 100
+    assert kept["MLP"] < kept["ODE-Net"] < kept["ResNet"] < kept["RK-Net"]
 
 
 def test_error_rate_counts_mistakes() -> None:

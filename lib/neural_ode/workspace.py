@@ -107,15 +107,26 @@ class Workspace:
         Raises:
             MissingResultError: it has not run yet.
         """
+        file = self._find(notebook, Path("figures", self.profile, f"{notebook}.claims.json"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+
+    def trained(self, notebook: str, file: str) -> Path:
+        """A file that `notebook` wrote to its `runs` in this profile.
+
+        Raises:
+            MissingResultError: it has not run yet.
+        """
+        return self._find(notebook, Path("runs", self.profile, notebook, file))
+
+    def _find(self, notebook: str, relative: Path) -> Path:
         for base in (self.output, self.root):
-            file = base / "figures" / self.profile / f"{notebook}.claims.json"
-            if file.exists():
-                content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-                return content
+            if (base / relative).exists():
+                return base / relative
         stage = notebook.split("_", 1)[-1]
         raise MissingResultError(
-            f"no results of {notebook} in profile {self.profile!r}: make them with `dvc repro {stage}` "
-            f"or run notebooks/{notebook}.ipynb"
+            f"no {relative.name} of {notebook} in profile {self.profile!r}: make it with "
+            f"`dvc repro {stage}@{self.profile}` or run notebooks/{notebook}.ipynb"
         )
 
 

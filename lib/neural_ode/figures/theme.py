@@ -23,8 +23,13 @@ COLORS = {
     "recursive_checkpoint, log": _PALETTE[6],
     "interpolating": "#404040",
     "reversible": _PALETTE[9],
+    "dopri5": _PALETTE[1],
+    "tsit5": _PALETTE[4],
+    "dopri8": _PALETTE[3],
+    "adams": _PALETTE[0],
+    "VODE": "black",
 }
-"""A colour for each network or way to differentiate a solve, the same in every figure."""
+"""A colour for each network, way to differentiate a solve, or solver: the same in every figure."""
 
 MARKERS = {
     "MLP": "v",
@@ -37,8 +42,13 @@ MARKERS = {
     "recursive_checkpoint, log": "d",
     "interpolating": "<",
     "reversible": "*",
+    "dopri5": "s",
+    "tsit5": "D",
+    "dopri8": "X",
+    "adams": "o",
+    "VODE": "^",
 }
-"""And a marker: no figure tells networks apart by colour alone."""
+"""And a marker: no figure tells them apart by colour alone."""
 
 
 def use_theme() -> None:

@@ -18,7 +18,7 @@ from neural_ode.errors import NonFiniteError
 from neural_ode.solution import Statistics
 from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 
-__all__ = ["Fit", "Row", "fit", "history_csv"]
+__all__ = ["Fit", "Row", "fit", "history_csv", "read_history"]
 
 Row = dict[str, float]
 """One epoch of the history."""
@@ -56,6 +56,11 @@ class Fit:
     code: Path
     label: str
 
+    @property
+    def run(self) -> str:
+        """Identifies the run by its settings and code; see `fingerprint`."""
+        return fingerprint(self.settings, self.code)
+
 
 def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
     """Train, and return a row of history for each epoch.
@@ -77,7 +82,7 @@ def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
     Raises:
         NonFiniteError: the loss became NaN or infinite.
     """
-    run = fingerprint(task.settings, task.code)
+    run = task.run
     progress = _Progress()
     if checkpoint is not None and (saved := load_checkpoint(checkpoint, run)) is not None:
         task.model.load_state_dict(saved["model"])
@@ -186,3 +191,8 @@ def history_csv(history: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
+
+
+def read_history(text: str) -> list[Row]:
+    """The rows of `history_csv`."""
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -16,22 +17,24 @@ from neural_ode.data.mnist import Mnist, ShuffledBatches, Split
 from neural_ode.errors import UnknownNameError
 from neural_ode.files import write_atomically
 from neural_ode.models.mnist import mnist_net
-from neural_ode.training.loop import Fit, Row, fit, history_csv
+from neural_ode.training.loop import Fit, Row, fit, history_csv, read_history
 
 __all__ = ["TrainedClassifier", "classification_loss", "error_rate", "learning_rate", "train_classifier"]
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A trained network and the history of its training."""
+    """A trained network, the history of its training, and what identifies the run (`Fit.run`)."""
 
     model: nn.Module
     history: list[Row]
+    run: str
 
     def save(self, folder: Path, name: str) -> None:
         """Write the weights, `<name>.safetensors`, and the history, `<name>.csv`."""
         weights = {key: value.contiguous().cpu() for key, value in self.model.state_dict().items()}
-        write_atomically(folder / f"{name}.safetensors", safetensors.torch.save(weights))
+        content = safetensors.torch.save(weights, metadata={"run": self.run})
+        write_atomically(folder / f"{name}.safetensors", content)
         write_atomically(folder / f"{name}.csv", history_csv(self.history))
 
 
@@ -81,8 +84,11 @@ def train_classifier(
     solver: Mapping[str, Any],
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
+    finished: Path | None = None,
 ) -> TrainedClassifier:
     """Train a row of Table 1 with SGD, momentum 0.9.
+
+    Trainings are long: seeds can be added to results that are there, without making those again.
 
     Args:
         name: a name in `neural_ode.models.MNIST_MODELS`.
@@ -92,6 +98,8 @@ def train_classifier(
         solver: for RK-Net and ODE-Net, keyword arguments of `neural_ode.solve`.
         device: where to train.
         checkpoint: see `fit`.
+        finished: weights that an earlier run may have saved, the history beside them. If it was this very run, of
+            the same settings and code, they are loaded and nothing is trained.
     """
     torch.manual_seed(seed)
     model = mnist_net(name, **solver).to(device)
@@ -118,5 +126,11 @@ def train_classifier(
         code=Path(__file__),
         label=f"{name}, seed {seed}",
     )
-    history = fit(task, checkpoint)
-    return TrainedClassifier(model, history)
+    if finished is not None and finished.exists():
+        with safetensors.safe_open(finished, "pt") as file:
+            same = (file.metadata() or {}).get("run") == task.run
+        if same:
+            model.load_state_dict(safetensors.torch.load_file(finished, str(device)))
+            history = read_history(finished.with_suffix(".csv").read_text(encoding="utf-8"))
+            return TrainedClassifier(model.eval(), history, task.run)
+    return TrainedClassifier(model, fit(task, checkpoint), task.run)

@@ -1,0 +1,60 @@
+"""What a training step of the networks in Table 1 costs."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from neural_ode.measure.memory import bytes_kept
+from neural_ode.training.mnist import classification_loss
+
+__all__ = ["StepCost", "step_costs"]
+
+
+class StepCost(NamedTuple):
+    """Memory and time of a training step.
+
+    Attributes:
+        bytes_kept: what the forward pass keeps for the backward pass, beside images and parameters.
+        seconds: forward and backward, the median of some.
+    """
+
+    bytes_kept: int
+    seconds: float
+
+
+def step_costs(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, rounds: int) -> dict[str, StepCost]:
+    """Measure the networks in turn, so that whatever else the machine does weighs on all of them.
+
+    Args:
+        models: by name, all on one device; their gradients are overwritten.
+        images: float32, shape (n, 1, 28, 28).
+        labels: shape (n,).
+        rounds: how often each is timed.
+    """
+    device = next(iter(next(iter(models.values())).parameters())).device
+    batch = images.to(device), labels.to(device)
+    kept = {
+        name: bytes_kept(partial(classification_loss, model, batch), [*batch, *model.parameters()])
+        for name, model in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in tqdm(range(rounds), desc="training steps", unit="round"):
+        for name, model in models.items():
+            _wait(device)
+            start = time.perf_counter()
+            torch.autograd.backward(classification_loss(model, batch))
+            _wait(device)
+            seconds[name].append(time.perf_counter() - start)
+            model.zero_grad()
+    return {name: StepCost(kept[name], statistics.median(seconds[name])) for name in models}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,187 @@
+"""What notebook 05 measures on a trained network, on networks whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neural_ode import solve
+from neural_ode.data.mnist import Split
+from neural_ode.errors import InvalidArgumentError
+from neural_ode.experiments.tolerance import (
+    SOLVERS,
+    Forward,
+    backward_scales,
+    error_rates,
+    evaluations_at,
+    forward_sweep,
+    per_digit,
+    sharing,
+    times_of_their_own,
+)
+from neural_ode.models.mnist import ConvDynamics, MnistNet, mnist_net
+from neural_ode.training.weights import WeightsError, load_classifier
+
+
+class Brightness(nn.Module):
+    """`dz/dt = -k z` with a rate that is the mean brightness of the image: bright ones need more steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(60.0))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        rate = self.scale * z[:, :1].mean((1, 2, 3), keepdim=True)
+        change = -rate * z
+        return torch.cat([torch.zeros_like(z[:, :1]), change[:, 1:]], 1)
+
+
+def network(seed: int = 0, **how) -> MnistNet:
+    torch.manual_seed(seed)
+    model = mnist_net("ODE-Net", **{"rtol": 1e-3, "atol": 1e-3, **how})
+    assert isinstance(model, MnistNet)
+    return model.eval()
+
+
+def examples(n: int = 6) -> Split:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (n, 1, 28, 28), generator=generator).to(torch.uint8)
+    return Split(images, torch.randint(10, (n,), generator=generator))
+
+
+class Lift(nn.Module):
+    """The image's brightness in the first channel, ones in the second; 6 x 6 pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean((1, 2, 3), keepdim=True).expand(-1, 1, 6, 6)
+        return torch.cat([bright, torch.ones_like(bright)], 1)
+
+
+class Sums(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.stack([z[:, 1].mean((1, 2)), *[torch.zeros(len(z)).to(z) for _ in range(9)]], 1)
+
+
+def bright_network() -> MnistNet:
+    model = network()
+    model.stem, model.head = Lift(), Sums()
+    model.body.f = Brightness()
+    return model
+
+
+def shades(*levels: int) -> Split:
+    images = torch.stack([torch.full((1, 28, 28), level, dtype=torch.uint8) for level in levels])
+    return Split(images, torch.zeros(len(levels), dtype=torch.int64))
+
+
+def test_forward_sweep_finds_the_error_of_each_solve() -> None:
+    rows = forward_sweep(bright_network().double(), [shades(20, 200), shades(100)], [1e-3, 1e-6], repeats=2)
+    assert len(rows) == 2 * 2 * len(SOLVERS)
+    for row in rows:
+        levels = torch.tensor([20.0, 200.0] if row.batch == 0 else [100.0], dtype=torch.float64) / 255
+        y0 = torch.stack([levels, torch.ones_like(levels)], 1)[:, :, None, None].expand(-1, -1, 6, 6)
+        exact = torch.stack([levels, torch.exp(-60 * levels)], 1)[:, :, None, None].expand(-1, -1, 6, 6)
+        how = {"method": SOLVERS[row.solver], "rtol": row.tolerance, "atol": row.tolerance}
+        with torch.no_grad():
+            solution = solve(Brightness().double(), y0.clone(), (0.0, 1.0), **how)
+        expected = (solution.y[-1] - exact).norm() / exact.norm()
+        # The sweep's own reference is a hundred times tighter than 1e-6, not exact.
+        assert row.error == pytest.approx(expected.item(), rel=0.05, abs=1e-8)
+        assert row.nfe == solution.stats.nfe
+        assert row.seconds > 0
+        assert (row.seminorm_nfe is None) == (row.solver == "VODE")
+        assert row.backward_nfe > 0
+    for solver in SOLVERS:
+        loose, tight = [r for r in rows if r.solver == solver and r.batch == 0]
+        assert tight.error < loose.error / 5
+        assert tight.nfe > loose.nfe
+
+
+def test_a_larger_loss_costs_more_backward() -> None:
+    rows = backward_scales(network().double(), examples(1), [1.0, 1e3], 1e-3, {"dopri5": "dopri5"})
+    assert [row.scale for row in rows] == [1.0, 1e3]
+    assert rows[1].ratio > 1.5 * rows[0].ratio
+
+
+def test_evaluations_at_an_error_lie_on_the_curve() -> None:
+    def row(error: float, nfe: int) -> Forward:
+        return Forward("x", 0, 0.1, error, 1.0, nfe, 1, None)
+
+    rows = [row(1e-2, 10), row(1e-4, 1000), row(1e-6, 4000)]
+    assert evaluations_at(rows, 1e-3) == pytest.approx(100)
+    assert evaluations_at(rows, 1e-5) == pytest.approx(2000)
+    assert evaluations_at(rows, 1e-1) is None
+    assert evaluations_at(rows, 1e-7) is None
+    assert evaluations_at(list(reversed(rows)), 1e-3) == pytest.approx(100)
+
+
+def test_dynamics_with_times_of_their_own() -> None:
+    torch.manual_seed(0)
+    f = ConvDynamics(8).double()
+    z, t = torch.randn(5, 8, 6, 6, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    expected = torch.cat([f(time, row[None]) for time, row in zip(t, z, strict=True)])
+    assert torch.allclose(times_of_their_own(f)(t, z), expected, atol=1e-12)
+
+
+def test_every_digit_has_its_own_count() -> None:
+    split = shades(5, 50, 250, 5)
+    found = per_digit(bright_network(), split, 1e-5, "dopri5", batch_size=3)
+    assert found.nfe[0] < found.nfe[1] < found.nfe[2]
+    assert found.nfe[0] == found.nfe[3]
+    levels = np.array([5, 50, 250, 5]) / 255
+    expected = np.log(np.exp(np.exp(-60 * levels)) + 9) - np.exp(-60 * levels)
+    assert found.loss == pytest.approx(expected, abs=1e-4)
+    assert not found.wrong.any()
+
+
+def test_joint_steps_over_separate_ones() -> None:
+    model, split = bright_network(), shades(5, 250, 250, 250)
+    alone = per_digit(model, split, 1e-5, "dopri5")
+    rows = sharing(model, split, alone, [1, 2, 4], 2, 1e-5, "dopri5")
+    assert [row["size"] for row in rows] == [1, 1, 2, 2, 4]
+    assert all(row["shared"] == row["worst"] == 1 for row in rows[:2])
+    # Half of the work of the first pair is one image's, but both have to make it.
+    assert rows[2]["worst"] == pytest.approx(alone.nfe[1] / alone.nfe[:2].mean(), rel=0.15)
+    assert rows[2]["shared"] <= rows[2]["worst"]
+
+
+def test_error_rates_restore_the_network() -> None:
+    model, split = network(), examples(20)
+    before = model.body.how
+    how = {"euler": {"method": "euler", "step_size": 1.0}, "tight": {"rtol": 1e-6, "atol": 1e-6}}
+    found = error_rates(model, split, how)
+    assert model.body.how is before
+    assert list(found) == ["euler", "tight"]
+    x = split.images.float() / 255
+    with torch.no_grad():
+        z = model.stem(x)
+        logits = model.head(z + model.body.f(torch.tensor(0.0), z))
+    wrong = (logits.argmax(1) != split.labels).double()
+    assert found["euler"] == pytest.approx(100 * wrong.mean().item())
+
+
+def test_networks_without_a_block_are_refused() -> None:
+    resnet = mnist_net("ResNet-1")
+    assert isinstance(resnet, MnistNet)
+    with pytest.raises(InvalidArgumentError, match="needs an ODE block, got Sequential"):
+        error_rates(resnet, examples(), {})
+
+
+def test_weights_come_back(tmp_path) -> None:
+    import safetensors.torch
+
+    model = network(3)
+    file = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(model.state_dict(), file)
+    loaded = load_classifier("ODE-Net", file, rtol=1e-3, atol=1e-3)
+    x = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(model(x), loaded(x))
+    with pytest.raises(WeightsError, match="does not hold the weights of ResNet"):
+        load_classifier("ResNet", file)
+    file.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="train it again"):
+        load_classifier("ODE-Net", file)
+    assert math.isfinite(sum(p.sum().item() for p in loaded.parameters()))
