@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_ode import InvalidArgumentError, MaxStepsError, PIDController, SolverError, solve
+from neural_ode import Backsolve, InvalidArgumentError, MaxStepsError, PIDController, SolverError, solve
 from neural_ode.methods import METHODS, ExplicitRungeKutta
 
 METHODS_HERE = [name for name, m in METHODS.items() if isinstance(m, ExplicitRungeKutta) and m.adaptive]
@@ -117,7 +117,11 @@ def test_shapes_and_dtypes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         ({"method": "rk4"}, "error control"),
         ({"method": "scipy_solver"}, "error control"),
         ({"step_size": 0.1}, "fixed grid"),
-        ({"gradient": "backsolve", "params": ()}, "direct.*recursive_checkpoint.*Backsolve"),
+        ({"gradient": "interpolating", "params": ()}, "direct.*recursive_checkpoint.*Interpolating"),
+        ({"gradient": Backsolve(checkpoints=2), "params": ()}, "checkpoints=2"),
+        ({"gradient": Backsolve(step_size=0.1), "params": ()}, "step_size=0.1"),
+        ({"gradient": Backsolve(method="rk4"), "params": ()}, "explicit method with error control.*rk4"),
+        ({"gradient": Backsolve(method="kvaerno5"), "params": ()}, "dopri5; got kvaerno5"),
         ({"gradient": "reversible", "params": ()}, "direct.*recursive_checkpoint.*Reversible"),
         ({"event": lambda t, y: y[:, 0]}, "event"),
         ({"dense": True}, "dense"),

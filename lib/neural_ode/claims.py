@@ -23,6 +23,9 @@ OPERATORS = {
     "==": operator.eq,
 }
 
+FULL_SCALE = ("paper", "gpu")
+"""The profiles that decide claims of scale `paper`."""
+
 Measurement = Mapping[str, Mapping[str, Any]]
 """Ways in which a claim was measured, by name, each with the fields that the claim's conditions ask for."""
 
@@ -68,7 +71,7 @@ def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
             one run) leaves the claim untested.
     """
     # A profile of the user's own counts as a small one.
-    if not measurement or (claim.scale == "paper" and profile != "paper"):
+    if not measurement or (claim.scale == "paper" and profile not in FULL_SCALE):
         return Verdict.UNTESTED
     verdict = Verdict.HOLDS
     for way, fields in measurement.items():

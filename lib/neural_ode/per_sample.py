@@ -23,7 +23,7 @@ from neural_ode.solution import SampleStatistics, Statistics
 from neural_ode.state import Dynamics, Norm, rms_norm
 from neural_ode.step_size import Tolerance, initial_step
 
-__all__ = ["PerSample", "Sweep", "by_rows", "per_sample"]
+__all__ = ["PerSample", "Record", "Sweep", "by_rows", "per_sample"]
 
 Array = NDArray[Any]
 
@@ -52,13 +52,17 @@ class Sweep(NamedTuple):
     restarted: bool = True
 
 
+Record = Callable[[Sweep, Tensor, tuple[Tensor, ...]], None]
+"""Called with an attempt, the states it started from, and what the continuous extension needs of it."""
+
+
 def per_sample(
     f: Dynamics,
     y0: Tensor,
     t: Tensor,
     scheme: Scheme,
     stats: Statistics,
-    record: Callable[[Sweep, Tensor], None] | None = None,
+    record: Record | None = None,
 ) -> Trajectory:
     """Solve every row of `y0` with steps of its own.
 
@@ -68,7 +72,7 @@ def per_sample(
         t: output times, float64, shape (n,), or (batch, n) with times for each row.
         scheme: how to solve, with an explicit Runge-Kutta method.
         stats: counters to add to.
-        record: called with every attempt that some rows accepted, and the states it started from.
+        record: called with every attempt that some rows accepted.
 
     Returns:
         The states, shape (n, batch, *state).
@@ -103,7 +107,7 @@ class PerSample:
         self.done = np.ones(len(y0), dtype=np.int64)
         self.counts = {name: np.zeros(len(y0), dtype=np.int64) for name in SampleStatistics._fields}
 
-    def run(self, y: Tensor, record: Callable[[Sweep, Tensor], None] | None = None) -> Tensor:
+    def run(self, y: Tensor, record: Record | None = None) -> Tensor:
         scheme, stats, counts, method = self.scheme, self.stats, self.counts, self.method
         stats.per_sample = SampleStatistics(*(torch.from_numpy(counts[name]) for name in SampleStatistics._fields))
         if self.times.size == 0 or self.times.shape[1] == 1:
@@ -158,7 +162,7 @@ class PerSample:
             counts["accepted"] += accepted
             counts["rejected"] += active & ~accepted
             if record is not None and accepted.any():
-                record(Sweep(recorded, self.now, after, h, passed, accepted, self.done.copy()), y)
+                record(Sweep(recorded, self.now, after, h, passed, accepted, self.done.copy()), y, step.dense)
                 recorded += 1
             self._collect(y, step.dense, h, after, accepted)
             if passed.all():

@@ -14,6 +14,7 @@ from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverErro
 from neural_ode.events import FixedTimeEvent, follow_event
 from neural_ode.gradients import (
     Adjoint,
+    Backsolve,
     Direct,
     Gradient,
     Problem,
@@ -106,7 +107,7 @@ def solve(
         callbacks: functions to call before and after steps.
         dense: keep every step, so that `Solution.dense(t)` gives the state at any time in between.
         batched: give every row of `y0` its own steps, error control and statistics. `f` then gets times of shape
-            (batch,). For explicit methods with error control.
+            (batch,). For explicit methods with error control; not with `reversible` and `interpolating`.
         compile: compile the steps with `torch.compile`. What cannot be compiled runs as it is, with one warning.
 
     Returns:
@@ -241,11 +242,13 @@ def _solve_batched(
             f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
             + ("" if isinstance(method, Method) and not method.adaptive else " on a fixed grid")
         )
-    if not isinstance(gradient, Direct | RecursiveCheckpoint):
+    if not isinstance(gradient, Direct | RecursiveCheckpoint | Backsolve):
         raise InvalidArgumentError(
             "batched=True needs gradient='direct' or 'recursive_checkpoint', which go back through the steps of "
-            f"each row; got {gradient!r}"
+            f"each row, or 'backsolve', which gives each row new ones; got {gradient!r}"
         )
+    if isinstance(gradient, Backsolve):
+        gradient.check_rows(method)
     for name, value in (
         ("event", problem.event),
         ("dense", dense),
@@ -257,7 +260,7 @@ def _solve_batched(
             raise InvalidArgumentError(
                 f"{name} cannot be used with batched=True: every sample has times of its own"
             )
-    if isinstance(gradient, RecursiveCheckpoint):
+    if not isinstance(gradient, Direct):
         return gradient(replace(problem, batched=True), scheme, stats)
     run = per_sample_compiled if problem.compile else per_sample
     return run(problem.f, problem.y0, problem.t, scheme, stats)

@@ -50,7 +50,8 @@ class TupleState:
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """Tensors of `shapes` to one whose last dimension is packed, in a dtype that can represent all of them."""
-        return torch.cat([part.reshape(*part.shape[: self.leading], -1) for part in parts], dim=-1)
+        flat = [x.reshape(*x.shape[: self.leading], n) for x, n in zip(parts, self.sizes, strict=True)]
+        return torch.cat(flat, dim=-1)
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         """A tensor whose last dimension is packed, to tensors of shape (*leading, *shape)."""

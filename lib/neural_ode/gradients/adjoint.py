@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from neural_ode.compiled import integrate_compiled, with_compiled_steps
+from neural_ode.compiled import integrate_compiled, per_sample_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.gradients.differentiable import Autocast, ReverseMode, refuse_transforms
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
+from neural_ode.per_sample import Record, Sweep, per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
 from neural_ode.solution import Segment, Statistics
 from neural_ode.state import Dynamics, State, max_rms_norm
@@ -109,7 +110,7 @@ class Adjoint:
         found: list[Trajectory] = []
         rows = _Adjoint.apply(problem, scheme, self, memory, stats, found, problem.y0, problem.t, *problem.params)
         trajectory, t = found[0], problem.t
-        n = len(trajectory.t)
+        n = len(trajectory.y)
         if trajectory.event is not None:  # whose time is a number
             t = torch.cat([t[: n - 1], trajectory.t[n - 1 :]])
         return trajectory._replace(t=t, y=rows if len(rows) == n else rows[:n])
@@ -185,7 +186,8 @@ class BackwardSolve:
         problem: the forward problem.
         forward: the scheme of the forward solve.
         params: what gets gradients besides `y0` and `t`.
-        t: times of the rows, in the direction of the forward solve, float64, shape (m,).
+        t: times of the rows, in the direction of the forward solve, float64, shape (m,); or, where every sample
+            has times of its own, (batch, m).
         y: the states there, shape (m, *state).
         grad_y: `∂L/∂y` of the rows.
         kept: other tensors that the choice keeps.
@@ -210,7 +212,7 @@ class BackwardSolve:
         return self.choice.scheme(self.forward, system, self.norm)
 
     def quadrature(self) -> Quadrature | None:
-        if not self.choice.quadrature:
+        if not (self.choice.quadrature or self.problem.batched):
             return None
         method = self.forward.method if self.choice.method is None else get_method(self.choice.method)
         assert isinstance(method, ExplicitRungeKutta)
@@ -219,15 +221,17 @@ class BackwardSolve:
     def by_intervals(self, system: AugmentedSystem, scheme: Scheme) -> tuple[Tensor, list[Tensor]]:
         """`∂L/∂z(t_0)` and `∂L/∂θ`, by one solve from each row to the one before."""
         t, y, grad_y, quadrature = self.t, self.y, self.grad_y, system.quadrature
-        record = None if quadrature is None else quadrature.add
         a = grad_y[-1]
         gradients = [torch.zeros_like(p) for p in system.params]
-        for i in range(len(t) - 1, 0, -1):
+        for i in range(len(y) - 1, 0, -1):
             start = system.pack(y[i], a, gradients)
             if torch.is_grad_enabled():
                 problem = Problem(system, start, t[[i, i - 1]], self.params, lambda x: x)
                 path = self.choice.further()(problem, scheme, self.stats)
+            elif self.problem.batched:
+                path = per_sample(system, start, t[..., [i, i - 1]], scheme, self.stats, self._row_steps(system))
             else:
+                record = None if quadrature is None else lambda step: quadrature.add(step.h, step.dense)
                 path = integrate(system, start, t[[i, i - 1]], scheme, self.stats, record)
             a = system.adjoint(path.y[1]) + grad_y[i - 1]
             gradients = system.gradients(path.y[1])
@@ -235,13 +239,30 @@ class BackwardSolve:
                 scheme = replace(scheme, first_step=abs(path.next_step))
         return a, gradients if quadrature is None else quadrature.gradients
 
+    def _row_steps(self, system: AugmentedSystem) -> Record:
+        """What adds the steps of the rows to the quadrature."""
+        quadrature = system.quadrature
+        assert quadrature is not None
+
+        def record(sweep: Sweep, start: Tensor, dense: tuple[Tensor, ...]) -> None:
+            first, *others = dense
+            if not quadrature.knows(first):  # put together from the steps of several attempts
+                first = system(torch.from_numpy(sweep.now).to(start.device, start.abs().dtype), start)
+                self.stats.nfe += 1
+            h = torch.from_numpy(sweep.h * sweep.accepted).to(start.device, start.abs().dtype)
+            quadrature.add(h.reshape(-1, *[1] * (self.y.dim() - 2)), (first, *others))
+
+        return record
+
     def time_gradient(self, row: int, a: Tensor) -> Tensor:
-        """`aᵀ f(z, t)`, the gradient of a time (appendix C of the paper), as a float64 tensor of shape ()."""
-        z, t = self.y[row], self.t[row]
+        """`aᵀ f(z, t)`, the gradient of a time (appendix C of the paper): float64, of the shape of a time."""
+        z, t = self.y[row], self.t[..., row]
         f: Dynamics = self.problem.f
-        slope = f(t.to(z.device, z.abs().dtype), z)
+        now = t.expand(z.shape[0]) if self.problem.batched else t
+        slope = f(now.to(z.device, z.abs().dtype), z)
         self.stats.nfe += 1
-        return torch.sum((a.conj() * slope).real).to(t.device, t.dtype)
+        product = (a.conj() * slope).real
+        return (product.flatten(1).sum(1) if t.dim() else product.sum()).to(t.device, t.dtype)
 
 
 class _Adjoint(ReverseMode):
@@ -260,7 +281,10 @@ class _Adjoint(ReverseMode):
         t: Tensor,
         *params: Tensor,
     ) -> Tensor:
-        if problem.compile and memory.record is None:
+        if problem.batched:
+            run = per_sample_compiled if problem.compile else per_sample
+            trajectory = run(problem.f, y0, t, scheme, stats)
+        elif problem.compile and memory.record is None:
             trajectory = integrate_compiled(problem.f, y0, t, scheme, stats, event=problem.event)
         else:
             steps = with_compiled_steps(scheme) if problem.compile else scheme
@@ -289,16 +313,18 @@ class _Adjoint(ReverseMode):
         y, t, *rest = ctx.saved_tensors
         params = tuple(p for p, wanted in zip(rest, needed, strict=False) if wanted)
         outputs, wanted_times = ctx.outputs, ctx.needs_input_grad[7]
-        times = t if ctx.end is None else torch.cat([t[: outputs - 1], ctx.end])
-        times = torch.cat([times, times.new_tensor(ctx.further_times)])
-        order = torch.argsort(times.detach(), descending=bool(times[0] > times[1]) if len(times) > 1 else False)
+        times, order = t, torch.arange(outputs)
+        if not ctx.problem.batched:
+            times = t if ctx.end is None else torch.cat([t[: outputs - 1], ctx.end])
+            times = torch.cat([times, times.new_tensor(ctx.further_times)])
+            order = torch.argsort(times.detach(), descending=bool(times[0] > times[1]) if len(times) > 1 else False)
         rows = order.to(y.device)
         solve = BackwardSolve(
             choice=ctx.choice,
             problem=ctx.problem,
             forward=ctx.scheme,
             params=params,
-            t=times[order],
+            t=times[..., order],
             y=y[rows],
             grad_y=grad_y[rows],
             kept=tuple(rest[len(needed) :]),
@@ -308,6 +334,11 @@ class _Adjoint(ReverseMode):
         )
         ctx.stats.backward = solve.stats
         further = torch.is_grad_enabled()
+        if further and ctx.problem.batched:
+            raise InvalidArgumentError(
+                f"gradient={ctx.choice.name!r} with batched=True is differentiated once: for second derivatives "
+                "use gradient='direct' or 'recursive_checkpoint'"
+            )
         try:
             with ctx.autocast():
                 if further:
@@ -320,11 +351,12 @@ class _Adjoint(ReverseMode):
                 grad_t = None
                 if wanted_times:
                     of = dict(zip(order.tolist(), range(len(order)), strict=True))
-                    last = len(t) if ctx.end is None else outputs - 1  # the time of the event is no argument
+                    last = t.shape[-1] if ctx.end is None else outputs - 1  # the time of the event is no argument
                     own = [solve.time_gradient(of[i], grad_y[i]) for i in range(1, last)]
                     first = solve.time_gradient(0, grad_y[0] - a)
-                    grad_t = torch.stack([first, *own])
-                    grad_t = torch.cat([grad_t, grad_t.new_zeros(len(t) - len(grad_t))])
+                    grad_t = torch.stack([first, *own], dim=-1)
+                    unreached = t.shape[-1] - grad_t.shape[-1]
+                    grad_t = torch.cat([grad_t, grad_t.new_zeros(*grad_t.shape[:-1], unreached)], dim=-1)
         except SolverError as error:
             error.add_note(
                 f"This was the backward solve of gradient={ctx.choice.name!r}; gradient='direct' has none."

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from neural_ode.gradients.differentiable import gradients
-from neural_ode.solution import Segment
 from neural_ode.state import Dynamics, TupleState
 from neural_ode.tableaus import ButcherTableau
 
@@ -18,6 +17,9 @@ __all__ = ["AdjointSystem", "AugmentedSystem", "Quadrature"]
 class AugmentedSystem:
     """The system of Algorithm 1, `[z, a, ∂L/∂θ]`, packed into one vector of the state's dtype.
 
+    Where every row of a batch has steps of its own, a vector for each row; `∂L/∂θ` belongs to no row, so it needs
+    a quadrature.
+
     Attributes:
         states: how many of its parts are shaped like the state.
         quadrature: integrates `∂L/∂θ` instead, which then is no part of the system; `None` if it is one.
@@ -25,13 +27,21 @@ class AugmentedSystem:
 
     states = 2
 
-    def __init__(self, f: Dynamics, y: Tensor, params: Sequence[Tensor], quadrature: "Quadrature | None" = None):
+    def __init__(
+        self,
+        f: Dynamics,
+        y: Tensor,
+        params: Sequence[Tensor],
+        quadrature: "Quadrature | None" = None,
+        batched: bool = False,
+    ):
         self.f, self.dtype, self.quadrature = f, y.dtype, quadrature
+        self.leading = y.shape[: int(batched)]
         self.params = () if quadrature is not None else tuple(params)
         # A complex gradient beside a real state is kept as pairs of real numbers.
         self.as_pairs = [p.is_complex() and not y.is_complex() for p in self.params]
         shapes = [torch.Size((*p.shape, 2)) if pairs else p.shape for p, pairs in self._pairs()]
-        self.structure = TupleState((*(y.shape,) * self.states, *shapes))
+        self.structure = TupleState((*(y.shape[int(batched) :],) * self.states, *shapes), int(batched))
 
     def _pairs(self) -> list[tuple[Tensor, bool]]:
         return list(zip(self.params, self.as_pairs, strict=True))
@@ -81,9 +91,10 @@ class AugmentedSystem:
         size = sum(shape.numel() for shape in self.structure.shapes)
         if value.shape == (size,) and size != z_shape.numel():
             return value
-        entries = value.expand(z_shape).reshape(-1)
-        numbers = size - self.states * len(entries)
-        return torch.cat([*(entries,) * self.states, value.amin().expand(numbers)])
+        entries = value.expand(self.leading + z_shape).reshape(*self.leading, z_shape.numel())
+        numbers = size - self.states * z_shape.numel()
+        least = value.amin().expand(*self.leading, numbers)
+        return torch.cat([*(entries,) * self.states, least], dim=-1)
 
     def callback(self, call: Callable[..., object] | None) -> Callable[[Tensor, Tensor, Tensor], object] | None:
         if call is None:
@@ -133,10 +144,17 @@ class Quadrature:
         """Remember an evaluation of `f`, with its graph, and the adjoint there."""
         self._evaluations[rates] = slope, a
 
-    def add(self, step: Segment) -> None:
-        """Add the integral over an accepted step."""
-        stages = [(b, *self._evaluations[k]) for b, k in zip(self.weights, step.dense, strict=True) if b]
-        along = [a * (-step.h * b) for b, _, a in stages]
+    def knows(self, rates: Tensor) -> bool:
+        """Whether an evaluation returned `rates` itself, not numbers from several."""
+        return rates in self._evaluations
+
+    def add(self, h: float | Tensor, rates: Sequence[Tensor]) -> None:
+        """Add the integral over an accepted step of length `h`, from what its evaluations returned.
+
+        With steps for each row, `h` broadcasts to the state, and is zero for rows that do not move on.
+        """
+        stages = [(b, *self._evaluations[k]) for b, k in zip(self.weights, rates, strict=True) if b]
+        along = [a * (-h * b) for b, _, a in stages]
         found = gradients([slope for _, slope, _ in stages], self.params, along)
         for total, gradient in zip(self.gradients, found, strict=True):
             total.add_(gradient)

@@ -16,7 +16,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.adjoint import Adjoint, BackwardSolve, Memory
 from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.gradients.checkpoints import Checkpoints, Snapshot
-from neural_ode.methods import BlackBox
+from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
 from neural_ode.scheme import Scheme
 from neural_ode.solution import Segment
 
@@ -47,6 +47,24 @@ class Backsolve(Adjoint):
                 f"checkpoints must be a whole number of at least 0, got {self.checkpoints!r}"
             )
 
+    def check_rows(self, forward: Method) -> None:
+        """Whether the backward solve can give every row of a batch steps of its own.
+
+        Raises:
+            InvalidArgumentError: with these options it cannot.
+        """
+        method = forward if self.method is None else get_method(self.method)
+        if not isinstance(method, ExplicitRungeKutta) or not method.adaptive:
+            raise InvalidArgumentError(
+                "with batched=True the backward solve needs an explicit method with error control, such as "
+                f"dopri5; got {method.name}"
+            )
+        for name in ("checkpoints", "step_size"):
+            if getattr(self, name):
+                raise InvalidArgumentError(
+                    f"{name}={getattr(self, name)} of backsolve is for joint steps: leave it out with batched=True"
+                )
+
     def memory(self, scheme: Scheme) -> Memory:
         if not self.checkpoints:
             return Memory()
@@ -58,9 +76,10 @@ class Backsolve(Adjoint):
         return _Restarts(self.checkpoints)
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
-        system = AugmentedSystem(solve.problem.f, solve.y[0], solve.params, solve.quadrature())
+        batched = solve.problem.batched
+        system = AugmentedSystem(solve.problem.f, solve.y[0], solve.params, solve.quadrature(), batched)
         scheme = solve.scheme(system)
-        if not solve.problem.compile or self.quadrature:
+        if not solve.problem.compile or self.quadrature or batched:
             return solve.by_intervals(system, scheme)
         try:
             return compiled_adjoint(

@@ -114,7 +114,7 @@ class _Solve:
         carry = None if segment.made.restarted else segment.carry
         self.trail.offer(segment.made.number, Snapshot(segment.y, carry))
 
-    def _record_sweep(self, sweep: Sweep, y: Tensor) -> None:
+    def _record_sweep(self, sweep: Sweep, y: Tensor, dense: tuple[Tensor, ...]) -> None:
         self.made.append(sweep)
         self.trail.offer(sweep.number, Snapshot(y, None))
 
