@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.cases import CASES
 from benchmarks.problems import PROBLEMS
-from neural_ode.files import replacing, write_atomically
+from neural_ode.files import replace_between, replacing, write_atomically
 
 __all__ = [
     "case_table",
@@ -210,9 +210,7 @@ def readme_table(results: dict[str, Any], threads: int = 1) -> str:
 
 def update_readme(path: Path, results: dict[str, Any]) -> None:
     """Put the table between its marks."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(_MARKS[0])
-    after = rest.partition(_MARKS[1])[2]
-    write_atomically(path, before + _MARKS[0] + readme_table(results) + _MARKS[1] + after)
+    replace_between(path, *_MARKS, readme_table(results))
 
 
 def _select(rows: Iterable[dict[str, Any]], threads: int, **values: Any) -> list[dict[str, Any]]:

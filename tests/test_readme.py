@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 import neural_ode
+from neural_ode.claims import decide, describe, load_claims
+from neural_ode.pipeline.readme import gallery, marks, scoreboard
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +47,30 @@ def test_figures_in_the_table_are_made_by_the_pipeline() -> None:
 def test_every_notebook_is_listed() -> None:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"(notebooks/{path.name})" in README
+
+
+def made(part: str) -> str:
+    begin, end = marks(part)
+    return README.partition(begin)[2].partition(end)[0]
+
+
+def test_the_scoreboard_shows_the_committed_results() -> None:
+    board = json.loads((ROOT / "figures" / "paper" / "11_scoreboard.claims.json").read_text())
+    assert set(board) == set(load_claims())
+    assert made("scoreboard") == scoreboard(board)
+    for notebook in {row["notebook"] for row in board.values()} - {"–"}:
+        measured = ROOT / "figures" / "paper" / f"{notebook}.claims.json"
+        if measured.exists():
+            for id, measurement in json.loads(measured.read_text()).items():
+                assert board[id]["here"] == (describe(measurement) or "–")
+                assert board[id]["verdict"] == str(decide(load_claims()[id], measurement, "paper"))
+
+
+def test_the_gallery_shows_every_committed_figure() -> None:
+    assert made("gallery") == gallery(ROOT)
+    assert {path.name for path in (ROOT / "figures" / "paper").glob("*.png")} == {
+        Path(name).name for name in re.findall(r'<img src="([^"]+)"', made("gallery"))
+    }
 
 
 def test_every_make_target_is_phony_and_explained() -> None:

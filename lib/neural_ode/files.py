@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["replace_between", "replacing", "write_atomically"]
 
 
 @contextmanager
@@ -35,3 +35,16 @@ def write_atomically(target: Path, content: str | bytes) -> None:
     """Write a whole file under a temporary name and rename it."""
     with replacing(target) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def replace_between(target: Path, begin: str, end: str, content: str) -> None:
+    """Replace what stands in a text file between the first `begin` and the next `end`.
+
+    Raises:
+        ValueError: the file lacks one of them.
+    """
+    before, found, rest = target.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{target} has no place for the text: {begin!r} and, after it, {end!r} are needed")
+    write_atomically(target, before + begin + content + end + after)

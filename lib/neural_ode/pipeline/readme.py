@@ -1,0 +1,87 @@
+"""The parts of the README that show the results of full scale, made from the committed files.
+
+python -m neural_ode.pipeline.readme
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from neural_ode.claims import Verdict
+from neural_ode.files import replace_between
+from neural_ode.workspace import project_root
+
+__all__ = ["gallery", "main", "marks", "scoreboard"]
+
+PROFILE = "paper"
+RESULTS = Path("figures") / PROFILE
+BOARD = RESULTS / "11_scoreboard.claims.json"
+COLUMNS = 3
+SIGNS = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNTESTED: "·"}
+
+
+def marks(part: str) -> tuple[str, str]:
+    """What stands before and after a made part of the README."""
+    return f"<!-- {part}: made by python -m neural_ode.pipeline.readme -->\n", f"<!-- end of {part} -->"
+
+
+def gallery(root: Path) -> str:
+    """Small pictures of all figures of full scale, each a link to the notebook that made it."""
+    cells = []
+    for figure in sorted((root / RESULTS).glob("*.png")):
+        owners = [path for path in (root / RESULTS).glob("*.ipynb") if figure.stem.startswith(path.stem)]
+        (notebook,) = owners
+        image = f'<img src="{RESULTS.as_posix()}/{figure.name}" width="270" alt="{figure.stem}">'
+        cells.append(f"[{image}]({RESULTS.as_posix()}/{notebook.name})")
+    rows = [cells[k : k + COLUMNS] for k in range(0, len(cells), COLUMNS)]
+    lines = ["| " + " | ".join(row + [""] * (COLUMNS - len(row))) + " |" for row in rows]
+    return "\n".join(["| " * COLUMNS + "|", "|---" * COLUMNS + "|", *lines]) + "\n"
+
+
+def scoreboard(board: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every claim with the paper's value, ours, and the command that measures it; what does not hold comes first.
+
+    Args:
+        board: by claim, as the scoreboard's notebook writes it.
+    """
+    groups = {verdict: [row for row in board.values() if row["verdict"] == str(verdict)] for verdict in Verdict}
+    failing, holding, waiting = (groups[v] for v in (Verdict.FAILS, Verdict.HOLDS, Verdict.UNTESTED))
+    counts = f"{len(holding)} claims hold, {len(failing)} do not, {len(waiting)} are undecided."
+    return "\n".join(
+        [
+            f"{counts} In brackets the 95 % interval, n: seeds or measurements.\n",
+            *_table([*failing, *holding]),
+            "\n<details><summary>Undecided: not measured at full scale yet, or by one seed only</summary>\n",
+            *_table(waiting),
+            "\n</details>\n",
+        ]
+    )
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    lines = ["| | claim | paper | here | measured by |", "|---|---|---|---|---|"]
+    for row in rows:
+        name, sign = row["notebook"], SIGNS[Verdict(row["verdict"])]
+        command = f"[{name}](notebooks/{name}.ipynb): `dvc repro {name.split('_', 1)[-1]}@{PROFILE}`"
+        cells = [
+            sign,
+            f"{row['claim']} ({row['item']})",
+            row["paper"],
+            row["here"],
+            "–" if name == "–" else command,
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def main() -> None:
+    root = project_root()
+    readme = root / "README.md"
+    board = json.loads((root / BOARD).read_text(encoding="utf-8"))
+    replace_between(readme, *marks("scoreboard"), scoreboard(board))
+    replace_between(readme, *marks("gallery"), gallery(root))
+
+
+if __name__ == "__main__":
+    main()
