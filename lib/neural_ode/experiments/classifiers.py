@@ -1,7 +1,6 @@
 """What a training step of the networks in Table 1 costs."""
 
 import statistics
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from neural_ode.measure.memory import bytes_kept
+from neural_ode.measure.timing import seconds_of
 from neural_ode.training.mnist import classification_loss
 
 __all__ = ["StepCost", "step_costs"]
@@ -46,15 +46,10 @@ def step_costs(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, 
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in tqdm(range(rounds), desc="training steps", unit="round"):
         for name, model in models.items():
-            _wait(device)
-            start = time.perf_counter()
-            torch.autograd.backward(classification_loss(model, batch))
-            _wait(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(partial(_train_once, model, batch), device))
             model.zero_grad()
     return {name: StepCost(kept[name], statistics.median(seconds[name])) for name in models}
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _train_once(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    torch.autograd.backward(classification_loss(model, batch))

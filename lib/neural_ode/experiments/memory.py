@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from functools import partial
 from statistics import median
@@ -23,6 +22,7 @@ from neural_ode.gradients import (
     Reversible,
 )
 from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
+from neural_ode.measure.timing import seconds_of
 from neural_ode.models.mnist import CHANNELS, ConvDynamics, Residual
 from neural_ode.models.ode_block import OdeBlock
 
@@ -178,13 +178,7 @@ def _trade_offs(tolerances: Sequence[float], batch: int, repeats: int, device: s
         found = _gradient(body, images)
         error = float((found.double() - reference).norm() / reference.norm())
         kept = bytes_kept(partial(_loss, body, images), [images, *f.parameters()])
-        seconds = []
-        for _ in range(repeats):
-            _synchronize(target)
-            start = time.perf_counter()
-            _gradient(body, images)
-            _synchronize(target)
-            seconds.append(time.perf_counter() - start)
+        seconds = [seconds_of(partial(_gradient, body, images), target) for _ in range(repeats)]
         stats = body.stats
         backward = stats.backward.nfe if stats.backward is not None else 0
         points.append(TradeOff(choice, tolerance, kept, median(seconds), error, stats.nfe, backward))
@@ -195,8 +189,3 @@ def _gradient(body: nn.Module, images: Tensor) -> Tensor:
     """The gradients of all parameters, one after the other."""
     found = torch.autograd.grad(_loss(body, images), list(body.parameters()))
     return torch.cat([g.reshape(-1) for g in found])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

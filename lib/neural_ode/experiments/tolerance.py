@@ -1,8 +1,8 @@
 """What tolerance buys and costs on a trained ODE network (Figure 3 of Chen et al. 2018, and its later critics)."""
 
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from neural_ode.data.mnist import Split
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients import Backsolve
+from neural_ode.measure.timing import seconds_of
 from neural_ode.methods import BlackBox, ScipySolver
 from neural_ode.models.mnist import MnistNet
 from neural_ode.models.ode_block import OdeBlock
@@ -110,12 +111,10 @@ def forward_sweep(
     cases = list(itertools.product(range(len(batches)), tolerances, solvers))
     for number, tolerance, name in tqdm(cases, desc="tolerances", unit="solve"):
         how: dict[str, Any] = {"method": solvers[name], "rtol": tolerance, "atol": tolerance}
-        seconds = []
+        forward = partial(solve, block.f, states[number], SPAN, **how)
         with torch.no_grad():
-            for _ in range(repeats if number == 0 else 1):
-                start = time.perf_counter()
-                solution = solve(block.f, states[number], SPAN, **how)
-                seconds.append(time.perf_counter() - start)
+            solution = forward()
+            seconds = [seconds_of(forward, states[number].device) for _ in range(repeats if number == 0 else 1)]
         error = rms_norm(_end(solution.y) - exact[number]) / rms_norm(exact[number])
         counts = [
             _backward_evaluations(model, states[number], batches[number].labels, Backsolve(norm=norm), how)
