@@ -10,6 +10,7 @@ from neural_ode import solve
 from neural_ode.data.batches import Minibatches
 from neural_ode.data.spirals import RECIPES, draw_spirals
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
+from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
 from neural_ode.models.gaussian import kl_to_standard_normal, normal_log_density, sample_normal
 from neural_ode.models.latent_ode import LatentODE, spiral_latent_ode
 from neural_ode.models.own_times import union_of_times
@@ -299,21 +300,27 @@ def test_predictions_see_nothing_of_the_future(with_times: bool) -> None:
 
 
 @pytest.mark.parametrize("with_times", [True, False])
-def test_extrapolation_feeds_on_its_own_output(with_times: bool) -> None:
+@pytest.mark.parametrize("point_by_point", [True, False])
+def test_extrapolation_feeds_on_its_own_output(with_times: bool, point_by_point: bool) -> None:
     """Predicting a point is the same as predicting one step ahead with the earlier predictions as observations."""
     net = NextObservationRNN(2, 5, with_times)
     times = torch.tensor([[0.0, 1.0, 2.0, 3.0]]).expand(3, -1)
     values = torch.randn(3, 4, 2)
     wanted = torch.tensor([4.0, 5.0, 6.0])
-    ahead = net.extrapolate(values, times, wanted)
+    if point_by_point and not with_times:
+        with pytest.raises(InvalidArgumentError, match="point_by_point=True needs a network with times"):
+            net.extrapolate(values, times, wanted, point_by_point=True)
+        return
+    ahead = net.extrapolate(values, times, wanted, point_by_point)
     series = torch.cat([values, ahead], dim=1)
     mean, _ = net(series, torch.arange(7.0).expand(3, -1))
     torch.testing.assert_close(mean[:, 3:], ahead)
-    torch.testing.assert_close(net.extrapolate(values, times, wanted[:1]), ahead[:, :1])
+    torch.testing.assert_close(net.extrapolate(values, times, wanted[:1], point_by_point), ahead[:, :1])
 
 
-def test_without_a_clock_steps_last_the_mean_time_between_observations() -> None:
-    net = NextObservationRNN(2, 5, with_times=False)
+@pytest.mark.parametrize("with_times", [True, False])
+def test_steps_last_the_mean_time_between_observations(with_times: bool) -> None:
+    net = NextObservationRNN(2, 5, with_times)
     times, values = torch.tensor([[0.0, 1.0, 4.0]]), torch.randn(1, 3, 2)
     ahead = net.extrapolate(values, times, torch.tensor([5.0, 6.0, 7.0, 8.0]))
     nodes = net.extrapolate(values, times, torch.tensor([6.0, 8.0]))
@@ -324,6 +331,49 @@ def test_without_a_clock_steps_last_the_mean_time_between_observations() -> None
         net.extrapolate(values, times, torch.tensor([4.0, 5.0]))
     with pytest.raises(InvalidArgumentError, match="takes two, got 1"):
         net(values[:, :1], times[:, :1])
+
+
+def test_a_network_with_times_steps_to_the_wanted_points() -> None:
+    """Uneven points, one step each: the gaps that it is given are theirs."""
+    net = NextObservationRNN(2, 5, with_times=True)
+    times, values = torch.tensor([[0.0, 1.0]]), torch.randn(1, 2, 2)
+    wanted = torch.tensor([1.3, 2.0])
+    ahead = net.extrapolate(values, times, wanted, point_by_point=True)
+    mean, _ = net(torch.cat([values, ahead], dim=1), torch.cat([times, wanted[None]], dim=1))
+    torch.testing.assert_close(mean[:, 1:], ahead)
+
+
+def test_errors_of_predictions_that_are_known() -> None:
+    """A model that knows the truth makes no error, and against noisy points the noise."""
+    data = draw_spirals("example", 60, 30, 0.2, 0, dtype=torch.float64)
+
+    class Oracle(LatentODE):
+        def predict(self, z0: Tensor, grid: Tensor) -> Tensor:
+            return data.truth + torch.where(torch.arange(200) < 100, 0.5, 0.0)[:, None]
+
+    posterior = Posterior(torch.zeros(60, 4), torch.ones(60, 4))
+    found = latent_ode_errors(Oracle(posterior, nn.Identity(), nn.Identity(), 0.2), data)
+    assert found["inside"] == pytest.approx(0.5)
+    assert found["beyond"] == 0
+    assert found["noisy"] == pytest.approx(0.2, rel=0.05)
+
+    class Persistent(NextObservationRNN):
+        """Expects what it saw last."""
+
+        def _step(self, values: Tensor, gaps: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return values, torch.zeros_like(values), torch.zeros(())
+
+    errors = rnn_errors(Persistent(2, 5, with_times=True), data)
+    last = data.values[:, -1:]
+    expected = float((last - data.truth[:, 100:]).square().mean().sqrt())
+    assert errors["beyond"] == pytest.approx(expected)
+    assert errors["point by point"] == pytest.approx(expected)
+    seen = torch.cat([data.observed, data.observed + 100], dim=1)[..., None]
+    points = data.noisy.take_along_dim(seen, 1)
+    before, after = points[:, 29:-1], points[:, 30:]
+    assert errors["one step, noisy"] == pytest.approx(float((before - after).square().mean().sqrt()))
+    truth = data.truth.take_along_dim(seen, 1)[:, 30:]
+    assert errors["one step"] == pytest.approx(float((before - truth).square().mean().sqrt()))
 
 
 def test_rnn_likelihood_against_torch_distributions() -> None:

@@ -36,23 +36,28 @@ def latent_ode_errors(model: LatentODE, spirals: Spirals) -> Mapping[str, float]
 
 @torch.no_grad()
 def rnn_errors(model: NextObservationRNN, spirals: Spirals) -> Mapping[str, float]:
-    """RMSE of a recurrent network in the two senses of *predictive*.
+    """RMSE of a recurrent network in the senses that *predictive* can have.
 
     Returns:
         `beyond` and `noisy`: it goes on from the window on its own output, against the truth and noisy points.
+        `point by point`: the same with a step for each point, for a network with times.
         `one step`: beyond the window it sees further observations, as many as in the window and at the same places,
         and predicts each from those before it; against the truth. `one step, noisy`: against the observations.
     """
     values, times, split = spirals.values, spirals.times, spirals.window
-    predicted = model.extrapolate(values, times, spirals.grid[split:])
+    wanted, truth = spirals.grid[split:], spirals.truth[:, split:]
+    predicted = model.extrapolate(values, times, wanted)
     later = (spirals.observed + split)[..., None]
     further = spirals.noisy.take_along_dim(later, 1)
     later_times = spirals.grid[spirals.observed + split]
     mean, _ = model(torch.cat([values, further], dim=1), torch.cat([times, later_times], dim=1))
     ahead = mean[:, values.shape[1] - 1 :]
-    return {
-        "beyond": rmse(predicted, spirals.truth[:, split:]),
+    errors = {
+        "beyond": rmse(predicted, truth),
         "noisy": rmse(predicted, spirals.noisy[:, split:]),
         "one step": rmse(ahead, spirals.truth.take_along_dim(later, 1)),
         "one step, noisy": rmse(ahead, further),
     }
+    if model.with_times:
+        errors["point by point"] = rmse(model.extrapolate(values, times, wanted, point_by_point=True), truth)
+    return errors

@@ -54,16 +54,18 @@ class NextObservationRNN(nn.Module):
         mean, log_variance = self(values, times)
         return normal_log_density(values[:, 1:], mean, log_variance).sum((1, 2))
 
-    def extrapolate(self, values: Tensor, times: Tensor, wanted: Tensor) -> Tensor:
+    def extrapolate(self, values: Tensor, times: Tensor, wanted: Tensor, point_by_point: bool = False) -> Tensor:
         """Go on from the last observation, each mean being the next input.
 
-        With times, it steps from each wanted time to the next. Without, it has no clock: its steps are taken to
-        last as long as the mean time between the observations, and what lies between two is interpolated.
+        A step lasts as long as the mean time between the observations, and what lies between two steps is
+        interpolated: for a network without a clock that is all there is, for one with times it is what it has been
+        trained on.
 
         Args:
             values: the observations, shape (series, m, data).
             times: theirs, ascending, shape (series, m).
             wanted: later times, ascending, shape (n,).
+            point_by_point: step from each wanted time to the next instead; for a network with times.
 
         Returns:
             Shape (series, n, data).
@@ -71,7 +73,9 @@ class NextObservationRNN(nn.Module):
         last = times[:, -1:]
         if not (wanted[0] > last).all():
             raise InvalidArgumentError(f"wanted times must be later than observations, got {wanted[0].item()}")
-        if self.with_times:
+        if point_by_point:
+            if not self.with_times:
+                raise InvalidArgumentError("point_by_point=True needs a network with times")
             marks = torch.cat([last, wanted.expand(len(values), -1).to(last)], dim=1)
             return self._run(values, times, marks.diff(dim=1))
         gap = (last - times[:, :1]) / max(times.shape[1] - 1, 1)
