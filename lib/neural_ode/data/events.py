@@ -62,10 +62,6 @@ class Events(NamedTuple):
         """Which entries of `times` are events, bool."""
         return torch.arange(self.times.shape[1]) < self.lengths[:, None]
 
-    def until(self, end: float) -> "Events":
-        """What had happened by an earlier end."""
-        return padded([row[:n][row[:n] <= end] for row, n in zip(self.times, self.lengths, strict=True)], end)
-
     def rows(self, chosen: Tensor) -> "Events":
         """Some of the sequences."""
         return Events(self.times[chosen], self.lengths[chosen], self.end)

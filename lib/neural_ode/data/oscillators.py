@@ -35,8 +35,7 @@ class Oscillators(NamedTuple):
 
     def rows(self, chosen: Tensor) -> "Oscillators":
         """Some of the series."""
-        events = Events(self.events.times[chosen], self.events.lengths[chosen], self.events.end)
-        return Oscillators(events, self.values[chosen], self.phase[chosen])
+        return Oscillators(self.events.rows(chosen), self.values[chosen], self.phase[chosen])
 
 
 def draw_oscillators(series: int, noise: float, seed: int) -> Oscillators:
