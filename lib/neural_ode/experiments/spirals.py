@@ -11,11 +11,22 @@ from neural_ode.data.spirals import Spirals, draw_spirals
 from neural_ode.errors import UnknownNameError
 from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
 from neural_ode.models.latent_ode import LatentODE, spiral_latent_ode
+from neural_ode.models.rnn import NextObservationRNN
 from neural_ode.training.loop import Row
 from neural_ode.training.runs import load_weights, save_run
 from neural_ode.training.spirals import train_latent_ode, train_rnn
 
-__all__ = ["BASE", "RNNS", "VARIANTS", "Setting", "latent_ode_run", "rnn_run", "spirals_for", "trained_latent_ode"]
+__all__ = [
+    "BASE",
+    "RNNS",
+    "VARIANTS",
+    "Setting",
+    "latent_ode_run",
+    "rnn_run",
+    "spirals_for",
+    "trained_latent_ode",
+    "trained_rnn",
+]
 
 RNNS = {"RNN": False, "RNN with times": True}
 """The baselines, and whether they are told the time to the next observation."""
@@ -165,4 +176,11 @@ def trained_latent_ode(observations: int, seed: int, folders: list[Path], remedy
     """The model of `BASE` that an earlier run left in one of `folders`; see `load_weights`."""
     model = spiral_latent_ode(**BASE.model, **BASE.solver)
     load_weights(model, folders, run_name("base", observations, seed), remedy)
+    return model.eval()
+
+
+def trained_rnn(kind: str, observations: int, seed: int, folders: list[Path], remedy: str) -> NextObservationRNN:
+    """The network of `RNNS` that an earlier run left in one of `folders`; see `load_weights`."""
+    model = NextObservationRNN(2, 25, RNNS[kind])
+    load_weights(model, folders, run_name(kind, observations, seed), remedy)
     return model.eval()

@@ -37,8 +37,8 @@ class RateNetwork(nn.Module):
         super().__init__()
         hidden = nn.Linear(latent, units)
         with torch.no_grad():
-            hidden.weight *= gain
-            hidden.bias *= gain**2
+            hidden.weight.mul_(gain)
+            hidden.bias.mul_(gain**2)
         self.net = nn.Sequential(hidden, nn.Tanh(), nn.Linear(units, 1))
 
     def forward(self, z: Tensor) -> Tensor:

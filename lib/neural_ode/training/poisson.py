@@ -45,8 +45,8 @@ class _WithClock(nn.Module):
 class RateModel(nn.Module):
     """One rate for all sequences: a single latent trajectory, from a learned state, with a clock in it.
 
-    The dynamics of the paper do not depend on time, and a single trajectory tells little of where else they lead. With
-    the clock the rate can be any function of time from the start of training.
+    The dynamics of the paper do not depend on time, and a single trajectory tells little of where else they lead.
+    With the clock the rate can be any function of time from the start of training.
 
     Args:
         latent: dimension of the latent state; its first coordinate goes from -3 to 3.
