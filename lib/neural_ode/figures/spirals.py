@@ -56,16 +56,16 @@ def draw_latent_ode() -> Figure:
     """The graph of the computation: from observations backwards to `z_t0`, and by the solver on to predictions."""
     figure, axes = plt.subplots(figsize=(10, 4.6))
     times, labels = [1.0, 2.2, 4.0, 6.6, 8.2], ["$t_0$", "$t_1$", "$t_N$", "$t_{N+1}$", "$t_M$"]
-    arrow = {"arrowstyle": "-|>", "color": "0.3", "lw": 1.5, "shrinkA": 13, "shrinkB": 13}
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "lw": 1.5, "shrinkA": 16, "shrinkB": 16}
     encoder, latent, data = DIRECTIONS["counter-clockwise"], LOOKS["latent ODE"]["color"], DIRECTIONS["clockwise"]
 
     def node(x: float, y: float, text: str, color: str, filled: bool = False) -> None:
         face = color if filled else "white"
-        axes.plot(x, y, "o", ms=27, mec=color, mfc=face, mew=2)
-        axes.text(x, y, text, ha="center", va="center", fontsize=11, color="white" if filled else "black")
+        axes.plot(x, y, "o", ms=32, mec=color, mfc=face, mew=2, zorder=3)
+        axes.text(x, y, text, ha="center", va="center", fontsize=10, color="white" if filled else "black", zorder=4)
 
     def connect(start: tuple[float, float], end: tuple[float, float], **more: object) -> None:
-        axes.annotate("", end, start, arrowprops=arrow | more)
+        axes.annotate("", end, start, arrowprops=arrow | more, zorder=1)
 
     for x, name in zip(times[:3], ("0", "1", "N"), strict=True):
         connect((x, 0.0), (x, 1.0))
