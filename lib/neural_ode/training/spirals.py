@@ -1,0 +1,107 @@
+"""Training the latent ODE and the recurrent networks on spirals."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_ode.data.batches import Minibatches
+from neural_ode.data.spirals import Spirals
+from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
+from neural_ode.models.latent_ode import LatentODE, spiral_latent_ode
+from neural_ode.models.own_times import union_of_times
+from neural_ode.models.rnn import NextObservationRNN
+from neural_ode.training.adam import fit_with_adam
+from neural_ode.training.loop import Row
+
+__all__ = ["train_latent_ode", "train_rnn"]
+
+Batch = tuple[Spirals, float]
+"""Series, and the weight of the KL divergence."""
+
+
+def train_latent_ode(
+    train: Spirals,
+    validation: Spirals,
+    seed: int,
+    training: Mapping[str, Any],
+    model: Mapping[str, Any],
+    solver: Mapping[str, Any],
+    checkpoint: Path | None = None,
+) -> tuple[LatentODE, list[Row]]:
+    """Maximize the evidence lower bound with Adam and a cosine schedule.
+
+    Args:
+        train, validation: the series; the second ones only for the history.
+        seed: decides initial weights, the order of the series, and the samples of `z_t0`.
+        training: `steps`, `batch_size`, `lr` (the peak), `kl_warmup`: in how many steps the weight of the KL
+            divergence grows to 1.
+        model: arguments of `spiral_latent_ode`: `noise`, and perhaps `layers` and `with_times`.
+        solver: keyword arguments of `neural_ode.solve`.
+        checkpoint: see `fit`.
+
+    Returns:
+        The model and the history, with RMSE `inside` and `beyond` the window of validation series.
+    """
+
+    def loss(net: LatentODE, batch: Batch) -> Tensor:
+        series, weight = batch
+        times = series.times
+        bound = net.elbo(series.values, times, union_of_times(times, 0.0), weight)
+        return -bound.mean() / times.shape[1]
+
+    torch.manual_seed(seed)
+    net = spiral_latent_ode(**model, **solver).to(train.noisy.dtype)
+    settings = {"kind": "latent ODE", "model": dict(model), "solver": dict(solver)}
+    history = _fit(
+        net, loss, lambda net: latent_ode_errors(net, validation), train, seed, training, settings, checkpoint
+    )
+    return net, history
+
+
+def train_rnn(
+    train: Spirals,
+    validation: Spirals,
+    seed: int,
+    training: Mapping[str, Any],
+    with_times: bool,
+    checkpoint: Path | None = None,
+) -> tuple[NextObservationRNN, list[Row]]:
+    """Maximize the likelihood of each observation given those before it, with Adam and a cosine schedule.
+
+    Arguments and results as for `train_latent_ode`; `kl_warmup` is not used.
+    """
+
+    def loss(net: NextObservationRNN, batch: Batch) -> Tensor:
+        series, _ = batch
+        return -net.log_likelihood(series.values, series.times).mean() / series.observed.shape[1]
+
+    torch.manual_seed(seed)
+    net = NextObservationRNN(2, 25, with_times).to(train.noisy.dtype)
+    settings = {"kind": "RNN", "with_times": with_times}
+    history = _fit(net, loss, lambda net: rnn_errors(net, validation), train, seed, training, settings, checkpoint)
+    return net, history
+
+
+def _fit(
+    net: nn.Module,
+    loss: Callable[[Any, Batch], Tensor],
+    evaluate: Callable[[Any], Mapping[str, float]],
+    train: Spirals,
+    seed: int,
+    training: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    checkpoint: Path | None,
+) -> list[Row]:
+    batches = Minibatches(len(train.observed), training["batch_size"], seed)
+    warmup = training["kl_warmup"]
+
+    def batch(step: int) -> Batch:
+        return train.rows(batches(step)), min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+    data = [float(train.noisy.double().sum()), float(train.times.sum()), list(train.observed.shape)]
+    identity = {**settings, "seed": seed, "data": data, "dtype": str(train.noisy.dtype)}
+    label = f"{settings['kind']}, {train.observed.shape[1]} observations, seed {seed}"
+    return fit_with_adam(net, loss, batch, evaluate, training, identity, Path(__file__), label, checkpoint)

@@ -1,0 +1,212 @@
+"""Poisson processes, against closed forms, quadrature and statistics."""
+
+import math
+
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from neural_ode.data.events import RATES, draw_events, padded, thinned
+from neural_ode.data.oscillators import END, draw_oscillators, oscillator_rate
+from neural_ode.errors import InvalidArgumentError, UnknownNameError
+from neural_ode.models.joint import JointModel
+from neural_ode.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
+from neural_ode.training.poisson import RateModel, train_rate, true_log_likelihood
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+class Still(nn.Module):
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+
+class Grow(nn.Module):
+    """`dz/dt = a z`."""
+
+    def __init__(self, a: float):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.a * z
+
+
+class First(nn.Module):
+    """The rate is the first coordinate."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[..., 0]
+
+
+EVENTS = padded([torch.tensor([0.4, 1.0, 2.5], dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)], 4.0)
+
+
+def solve_events(model: PoissonODE, z0: Tensor):
+    return model.solve(z0, EVENTS.times, EVENTS.mask, EVENTS.end)
+
+
+def test_constant_rate() -> None:
+    z0 = torch.tensor([[2.0], [0.5]], dtype=torch.float64)
+    found = solve_events(PoissonODE(Still(), First(), **TIGHT), z0).log_likelihood
+    expected = torch.tensor([3 * math.log(2) - 8, math.log(0.5) - 2], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+def test_exponential_rate_and_its_gradient() -> None:
+    """`λ(t) = c exp(a t)`: `Σ (log c + a t_i) - c (exp(a T) - 1) / a`, differentiated by hand too."""
+    a, c, end = 0.3, torch.tensor([[2.0], [0.5]], dtype=torch.float64, requires_grad=True), EVENTS.end
+    process = PoissonODE(Grow(a), First(), **TIGHT)
+    found = solve_events(process, c)
+    count, total = EVENTS.lengths, (EVENTS.times * EVENTS.mask).sum(1)
+    grown = math.exp(a * end)
+    expected = count * c[:, 0].log() + a * total - c[:, 0] * (grown - 1) / a
+    torch.testing.assert_close(found.log_likelihood, expected)
+    gradients = torch.autograd.grad(found.log_likelihood.sum(), [c, process.dynamics.a])
+    torch.testing.assert_close(gradients[0][:, 0], count / c[:, 0] - (grown - 1) / a)
+    by_a = total - c[:, 0] * (end * grown / a - (grown - 1) / a**2)
+    torch.testing.assert_close(gradients[1], by_a.sum())
+
+
+def test_network_against_quadrature() -> None:
+    torch.manual_seed(1)
+    process = PoissonODE(Spin(), RateNetwork(2, 5).double(), **TIGHT)
+    z0 = torch.randn(2, 2, dtype=torch.float64)
+    found = solve_events(process, z0).log_likelihood
+
+    @torch.no_grad()
+    def rate(t: float, row: int) -> float:
+        return process.rate(Spin.state(z0[row], t)).detach().item()
+
+    for row in range(2):
+        integral, _ = scipy.integrate.quad(rate, 0, EVENTS.end, (row,), epsabs=1e-10)
+        logs = sum(math.log(rate(float(t), row)) for t in EVENTS.times[row, : EVENTS.lengths[row]])
+        assert float(found[row]) == pytest.approx(logs - integral, abs=1e-7)
+    grid = torch.linspace(0, 4, 9, dtype=torch.float64)
+    expected = [[rate(float(t), row) for t in grid] for row in range(2)]
+    torch.testing.assert_close(process.rates(z0, grid).detach(), torch.tensor(expected, dtype=torch.float64))
+
+
+class Spin(nn.Module):
+    """Rotation, whose solution is known."""
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([-z[..., 1], z[..., 0]], dim=-1)
+
+    @staticmethod
+    def state(z0: Tensor, t: float) -> Tensor:
+        c, s = math.cos(t), math.sin(t)
+        return torch.stack([c * z0[0] - s * z0[1], s * z0[0] + c * z0[1]])
+
+
+def test_trajectory_and_likelihood_come_out_of_one_solve() -> None:
+    calls = []
+
+    class Counting(Spin):
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            calls.append(t)
+            return super().forward(t, z)
+
+    found = solve_events(PoissonODE(Counting(), RateNetwork(2, 5).double(), **TIGHT), torch.ones(2, 2).double())
+    assert len(calls) == found.stats.nfe
+    for row, times in enumerate(EVENTS.times):
+        for k, t in enumerate(times.tolist()):
+            torch.testing.assert_close(found.at_events[row, k], Spin.state(torch.ones(2).double(), t))
+
+
+def test_padding_counts_for_nothing() -> None:
+    rates = torch.tensor([[2.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    mask = torch.tensor([[True, False], [True, True]])
+    found = poisson_log_likelihood(rates, torch.ones(2), mask)
+    torch.testing.assert_close(found, torch.tensor([math.log(2) - 1, math.log(12) - 1]))
+    (gradient,) = torch.autograd.grad(found.sum(), rates)
+    torch.testing.assert_close(gradient, torch.tensor([[1 / 2, 0], [1 / 3, 1 / 4]]))
+
+
+def test_wrong_arguments_are_refused_by_name() -> None:
+    process = PoissonODE(Still(), First())
+    with pytest.raises(InvalidArgumentError, match="2 rows of events for 1 initial states"):
+        solve_events(process, torch.ones(1, 1).double())
+    with pytest.raises(InvalidArgumentError, match=r"events until 3\.0 must not be after the end 2\.0"):
+        process.solve(torch.ones(2, 1).double(), EVENTS.times, EVENTS.mask, 2.0)
+    with pytest.raises(UnknownNameError, match="unknown rate 'constnat', did you mean 'constant'"):
+        draw_events("constnat", 1, 0)
+    with pytest.raises(InvalidArgumentError, match="sequences must be positive, got 0"):
+        draw_events("constant", 0, 0)
+    with pytest.raises(InvalidArgumentError, match=r"between 0 and 1\.0"):
+        thinned(lambda t: 2 + t, 1.0, 50.0, torch.Generator().manual_seed(0))
+    with pytest.raises(InvalidArgumentError, match="series must be positive"):
+        draw_oscillators(0, 0.1, 0)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_events_follow_their_rate(name: str) -> None:
+    """Rescaled by the integral of the rate, the events of all sequences are uniform (Kolmogorov-Smirnov)."""
+    kind, events = RATES[name], draw_events(name, 400, 0)
+    grid = torch.linspace(0, kind.end, 20001, dtype=torch.float64)
+    integral = torch.cumulative_trapezoid(kind.rate(grid), grid)
+    total = float(integral[-1])
+    count = int(events.lengths.sum())
+    assert abs(count - 400 * total) < 5 * math.sqrt(400 * total)
+    scaled = (
+        integral[(torch.searchsorted(grid, events.times[events.mask]) - 1).clamp(max=len(integral) - 1)] / total
+    )
+    assert scipy.stats.kstest(scaled.numpy(), "uniform").pvalue > 1e-3
+    assert (events.times.diff(dim=1) >= 0).all()
+    again, other = draw_events(name, 400, 0), draw_events(name, 400, 1)
+    assert torch.equal(events.times, again.times)
+    assert not torch.equal(events.lengths, other.lengths)
+
+
+def test_oscillators_are_observed_where_their_state_is_high() -> None:
+    data = draw_oscillators(300, 0.0, 0)
+    angle = data.phase[:, None] + data.events.times
+    torch.testing.assert_close(data.values[..., 1][data.events.mask].double(), angle.sin()[data.events.mask])
+    assert (data.values[~data.events.mask] == 0).all()
+    assert int(data.events.lengths.min()) >= 1
+    # The mean of sin over events: ∫ λ sin / ∫ λ, with phases uniform: 0.9 / 2.
+    assert float(data.values[..., 1][data.events.mask].mean()) == pytest.approx(0.45, abs=0.03)
+
+
+def test_true_log_likelihood_against_the_sum_over_events() -> None:
+    kind, events = RATES["periodic"], draw_events("periodic", 3, 0)
+    integral, _ = scipy.integrate.quad(lambda t: float(kind.rate(torch.tensor(t).double())), 0, kind.end)
+    for row, n in enumerate(events.lengths.tolist()):
+        logs = sum(math.log(float(kind.rate(t))) for t in events.times[row, :n])
+        assert float(true_log_likelihood("periodic", events)[row]) == pytest.approx(logs - integral, abs=1e-6)
+
+
+def test_a_learned_rate_is_nearer_to_the_true_one_than_the_mean_rate() -> None:
+    events = draw_events("periodic", 60, 0)
+    training = {"steps": 120, "batch_size": 60, "lr": 0.01}
+    solver = {"rtol": 1e-5, "atol": 1e-5}
+    model, history = train_rate("periodic", events, events, 0, training, solver)
+    assert isinstance(model, RateModel)
+    assert history[-1]["error"] < 0.1 < history[0]["error"]
+    assert history[-1]["excess"] < 0.25 * history[0]["excess"]
+    short = {**training, "steps": 3}
+    again = [train_rate("periodic", events, events, seed, short, solver)[0].z0 for seed in (0, 0, 1)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+
+
+def test_joint_model_reads_only_what_was_observed() -> None:
+    data = draw_oscillators(5, 0.1, 0)
+    events = data.events
+    model = JointModel(2, 3, 0.1, rtol=1e-6, atol=1e-6)
+
+    def bound(values: Tensor, times: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return model.elbo(values, times, events.lengths, events.mask, events.end)
+
+    first = bound(data.values, events.times)
+    padding = ~events.mask
+    other = bound(data.values + 7.0 * padding[..., None], torch.where(padding, END, events.times))
+    torch.testing.assert_close(first, other, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(first, bound(data.values + 0.1, events.times))
+    torch.manual_seed(0)
+    model.use_times = False
+    assert not torch.allclose(first, bound(data.values, events.times))
+    assert oscillator_rate(data.phase, torch.zeros(5).double()).min() > 0

@@ -1,0 +1,83 @@
+"""The runs of Table 2: what they keep can be read again, and settings differ in what they say."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from neural_ode.errors import UnknownNameError
+from neural_ode.experiments import spirals
+from neural_ode.figures.spirals import PARTS, draw_latent_ode, draw_prediction
+from neural_ode.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
+from neural_ode.training.runs import MissingWeightsError
+
+TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2}
+SERIES = (20, 10)
+
+
+def test_a_latent_ode_is_trained_kept_and_read_again(tmp_path: Path) -> None:
+    folders = (tmp_path / "checkpoints", tmp_path / "runs")
+    found = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, folders)
+    model = spirals.trained_latent_ode(30, 1, [tmp_path / "elsewhere", folders[1]], "run notebook 08")
+    test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
+    assert latent_ode_errors(model, test) == {name: found[name] for name in ("inside", "beyond", "noisy")}
+    with pytest.raises(MissingWeightsError, match=r"no weights base-50-1\.safetensors in .*: run notebook 08"):
+        spirals.trained_latent_ode(50, 1, [folders[1]], "run notebook 08")
+    again = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
+    assert again["beyond"] == found["beyond"]
+    other = spirals.latent_ode_run(spirals.BASE, 30, 2, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
+    assert other["beyond"] != found["beyond"]
+
+
+@pytest.mark.parametrize("kind", spirals.RNNS)
+def test_a_network_is_trained_kept_and_read_again(kind: str, tmp_path: Path) -> None:
+    found = spirals.rnn_run(kind, 30, 1, SERIES, TRAINING, (tmp_path / "checkpoints", tmp_path))
+    model = spirals.trained_rnn(kind, 30, 1, [tmp_path], "")
+    test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
+    assert rnn_errors(model, test).items() <= found.items()
+    assert ("point by point" in found) == spirals.RNNS[kind]
+    with pytest.raises(UnknownNameError, match="unknown recurrent network 'RNM', did you mean 'RNN'"):
+        spirals.rnn_run("RNM", 30, 1, SERIES, TRAINING, (tmp_path, tmp_path))
+
+
+def test_a_variant_differs_in_one_respect() -> None:
+    for name, setting in spirals.VARIANTS.items():
+        changed = {key for key, value in asdict(setting).items() if value != asdict(spirals.BASE)[key]}
+        expected = {"tolerance", "double"} if name == "tolerance 1.5e-8" else {next(iter(changed))}
+        assert changed == expected, name
+
+
+def test_splits_share_no_series_and_training_reaches_what_is_predicted() -> None:
+    splits = {split: spirals.spirals_for(spirals.BASE, 500, 30, 0, split) for split in (0, 1, 2)}
+    assert splits[spirals.TRAIN].start.max() > 200 >= splits[spirals.TEST].start.max()
+    assert not torch.equal(splits[1].noisy, splits[2].noisy)
+    anywhere = spirals.spirals_for(spirals.BASE, 500, 30, 0, spirals.TEST, inside=False)
+    assert anywhere.start.max() > 200
+
+
+def test_figures_hold_what_they_say() -> None:
+    data = spirals.spirals_for(spirals.BASE, 2, 30, 0, spirals.TEST)
+    figure, axes = plt.subplots()
+    draw_prediction(axes, data, 0, data.truth[0, :100], data.truth[0, 100:], data.truth[:1])
+    colors = {line.get_label(): line.get_color() for line in axes.lines}
+    assert colors["prediction in the window"] == PARTS["inside"]
+    assert colors["prediction beyond it"] == PARTS["beyond"]
+    assert {"truth", "posterior samples", "observations"} < set(colors)
+    plt.close(figure)
+    figure = draw_latent_ode()
+    texts = " ".join(text.get_text() for text in figure.axes[0].texts)
+    for part in ("$z_{t_0}$", "$x_{t_N}$", "ODE solve", "decoder", "extrapolated"):
+        assert part in texts
+    plt.close(figure)
+
+
+def test_predictions_of_a_series_are_the_same_alone_and_in_a_batch() -> None:
+    """The steps of the solver are in common, so up to its tolerance."""
+    torch.manual_seed(0)
+    data = spirals.spirals_for(spirals.BASE, 6, 30, 0, spirals.TEST)
+    model = spirals.spiral_latent_ode(**spirals.BASE.model, rtol=1e-6, atol=1e-6)
+    together = latent_ode_predictions(model, data)
+    alone = torch.cat([latent_ode_predictions(model, data.rows(slice(k, k + 1))) for k in range(6)])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
