@@ -49,7 +49,7 @@ def planar(units: int = 4, dim: int = 2) -> nn.Module:
 def test_theorem_1(name: str) -> None:
     """The log-density from the trace against the determinant of the differentiated flow."""
     tolerances = [1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
-    errors = experiment.theorem_errors(experiment.untrained_flows()[name], cloud(3), tolerances)
+    errors = experiment.theorem_errors(experiment.untrained_flows()[name], cloud(2), tolerances)
     assert errors[-1] < 1e-6
     line = fit_line(*([math.log10(x) for x in values] for values in (tolerances, errors)))
     assert line.slope > 0.6
@@ -453,5 +453,14 @@ def test_part_of_a_continuous_flow() -> None:
 
 
 def test_times_against_width() -> None:
-    times = experiment.width_times([64, 128], 32, 1)
-    assert all(len(found) == 2 and min(found) >= 0 for found in times.values())
+    times = experiment.width_times([64, 4096], [32, 64, 512], 256, 3)
+    assert [len(found) for found in times.values()] == [2, 3]
+    assert times["trace"][1] > 4 * times["trace"][0]
+    assert times["determinant"][2] > 8 * times["determinant"][0]
+
+
+def test_cost_of_both_ways() -> None:
+    flow = ContinuousFlow(planar(), 2, (0.0, 3.0), rtol=1e-6, atol=1e-6)
+    cost = experiment.cost_both_ways(flow, cloud(), 1)
+    assert set(cost) == {"density", "sampling, with density", "sampling"}
+    assert all(found["nfe"] >= 14 and found["seconds"] > 0 for found in cost.values())

@@ -14,6 +14,7 @@ from neural_ode.solve import solve
 
 __all__ = [
     "Flow",
+    "cost_both_ways",
     "density_grid",
     "divergence",
     "exact_log_det",
@@ -129,36 +130,60 @@ class _solved:  # noqa: N801 (used like a function)
         self.flow.how = self.before
 
 
-def width_times(widths: Sequence[int], points: int, repeats: int) -> dict[str, list[float]]:
+def cost_both_ways(flow: ContinuousFlow, x: Tensor, repeats: int) -> dict[str, dict[str, float]]:
+    """Evaluations (`nfe`) and CPU `seconds` of evaluating a density, of sampling with and without it.
+
+    Args:
+        flow: solved without compilation.
+        x: points to evaluate the density at, shape (n, dim); as many are sampled.
+        repeats: the shortest time of so many counts.
+    """
+    z = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    works: dict[str, Callable[[], object]] = {
+        "density": lambda: flow.log_prob(x),
+        "sampling, with density": lambda: flow.push_forward(z),
+        "sampling": lambda: flow.sample(len(x)),
+    }
+    cost = {}
+    with torch.no_grad(), _solved(flow, compile=False):
+        for name, work in works.items():
+            seconds = _shortest(work, repeats)
+            cost[name] = {"nfe": float(flow.stats.nfe), "seconds": seconds}
+    return cost
+
+
+def width_times(
+    widths: Sequence[int], determinant_widths: Sequence[int], points: int, repeats: int
+) -> dict[str, list[float]]:
     """CPU seconds for a point's share of the log-density, against the number of hidden units.
 
     Args:
-        widths: numbers M of hidden units.
-        points: how many points at once.
+        widths: numbers M of hidden units for the trace.
+        determinant_widths: and for the determinant.
+        points: how many points at once for the trace; the determinant is that of one.
         repeats: the shortest time of so many counts.
 
     Returns:
         `"trace"`: an evaluation of planar dynamics in two dimensions, with its trace. `"determinant"`: that of the
         M × M matrix `I + diag(h') Wᵀ U` of a planar layer with M units, as a flow of layers needs it.
     """
-    times: dict[str, list[float]] = {"trace": [], "determinant": []}
     t, z = torch.zeros(()), torch.randn(points, 2)
-    for width in widths:
+
+    def trace(width: int) -> Callable[[], object]:
         dynamics = PlanarDynamics(GatedUnits(2, width))
-        w, u, b = dynamics.weights(t)
-        few = z[: max(1, points // 256)]
+        return lambda: dynamics.with_trace(t, z)
 
-        def determinant(w: Tensor = w, u: Tensor = u, b: Tensor = b, few: Tensor = few) -> object:
-            slope = 1 - torch.tanh(few @ w.T + b).square()
-            return torch.linalg.slogdet(torch.eye(len(b)) + slope[..., None] * (w @ u.T)).logabsdet
+    def determinant(width: int) -> Callable[[], object]:
+        w, u, b = GatedUnits(2, width)(t)
+        return lambda: torch.linalg.slogdet(
+            torch.eye(width) + (1 - torch.tanh(w @ z[0] + b).square())[:, None] * (w @ u.T)
+        )
 
-        def trace(dynamics: PlanarDynamics = dynamics) -> Tensor:
-            return dynamics.with_trace(t, z)[1]
-
-        with torch.no_grad():
-            times["trace"].append(_shortest(trace, repeats) / len(z))
-            times["determinant"].append(_shortest(determinant, repeats) / len(few))
-    return times
+    with torch.no_grad():
+        return {
+            "trace": [_shortest(trace(width), repeats) / points for width in widths],
+            "determinant": [_shortest(determinant(width), repeats) for width in determinant_widths],
+        }
 
 
 def _shortest(work: Callable[[], object], repeats: int) -> float:
@@ -220,14 +245,14 @@ def partial_planar(flow: PlanarFlow, share: float) -> PlanarFlow:
 
 @torch.no_grad()
 def reversal_error(flow: ContinuousFlow, z: Tensor, tolerance: float) -> float:
-    """`‖z0 - ẑ0‖ / ‖z0‖`, with `ẑ0` from solving from base to data and back, in float64.
+    """`‖z0 - ẑ0‖ / ‖z0‖`, with `ẑ0` from solving from base to data and back.
 
     Args:
-        flow: in float64.
+        flow: in the dtype of `z`.
         z: points of the base distribution, shape (n, dim).
         tolerance: of both solves.
     """
-    with _solved(flow, rtol=tolerance, atol=tolerance):
+    with _solved(flow, rtol=tolerance, atol=tolerance, compile=False):
         there = flow.transport(z).z[-1]
         back = flow.transport(there, flow.span[::-1]).z[-1]
     return float((back - z).norm() / z.norm())

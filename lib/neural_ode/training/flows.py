@@ -2,10 +2,10 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,7 @@ def train_continuous(
     training: Mapping[str, Any],
     solver: Mapping[str, Any],
     checkpoint: Path | None = None,
+    evaluate: Callable[[ContinuousFlow], Mapping[str, float]] = lambda flow: {},
 ) -> tuple[ContinuousFlow, list[Row]]:
     """Train a continuous flow of planar units with Adam.
 
@@ -133,6 +134,7 @@ def train_continuous(
             history).
         solver: keyword arguments of `neural_ode.solve`.
         checkpoint: see `neural_ode.training.loop.fit`.
+        evaluate: gives numbers for the history, from time to time.
 
     Returns:
         The flow and the history of its training.
@@ -153,7 +155,7 @@ def train_continuous(
         scheduler=LambdaLR(optimizer, lambda step: rate_factor(step, steps)),
         epochs=training["records"],
         steps_per_epoch=steps // training["records"],
-        evaluate=lambda model: {},
+        evaluate=lambda model: evaluate(cast(ContinuousFlow, model)),
         settings={
             "objective": [type(objective).__name__, objective.name],
             "units": units,

@@ -20,7 +20,7 @@ __all__ = ["TRACES", "Carried", "ContinuousFlow", "Transported", "WithLogDensity
 Carried = tuple[Tensor, Tensor]
 """The state `(z, log p)`, shapes (n, dim) and (n,)."""
 
-_vjp: Any = torch.func.vjp  # its stub does not know how many values it returns
+_jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
 
 TRACES = ("exact", "autograd", "gaussian", "rademacher")
 """Ways to get the trace; see `ContinuousFlow`."""
@@ -83,11 +83,10 @@ class WithLogDensity(nn.Module):
 
 
 def autograd_trace(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The slope and `tr ∂f/∂z` by one vector-Jacobian product for each dimension; shapes (n, dim) and (n,)."""
-    slope, pull = _vjp(lambda z: f(t, z), z)
+    """The slope and `tr ∂f/∂z` by one Jacobian-vector product for each dimension; shapes (n, dim) and (n,)."""
     unit = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    diagonal = [pull(row.expand_as(z))[0][:, i] for i, row in enumerate(unit)]
-    return slope, torch.stack(diagonal).sum(0)
+    pushed = [_jvp(lambda z: f(t, z), (z,), (row.expand_as(z).contiguous(),)) for row in unit]
+    return pushed[0][0], torch.stack([tangent[:, i] for i, (_, tangent) in enumerate(pushed)]).sum(0)
 
 
 def hutchinson_trace(
@@ -104,8 +103,8 @@ def hutchinson_trace(
     Returns:
         Shapes (n, dim) and (n,).
     """
-    slope, pull = _vjp(lambda z: f(t, z), z)
-    return slope, (pull(noise)[0] * noise).sum(1)
+    slope, tangent = _jvp(lambda z: f(t, z), (z,), (noise,))
+    return slope, (tangent * noise).sum(1)
 
 
 class ContinuousFlow(nn.Module):
@@ -116,7 +115,7 @@ class ContinuousFlow(nn.Module):
         dim: of `z`.
         span: `(t0, t1)`: the base distribution is that at `t0`, the flow's that at `t1`.
         trace: `"exact"`: in closed form where `f` offers it, by autograd otherwise; `"autograd"`: always by
-            autograd, `dim` vector-Jacobian products an evaluation; `"gaussian"`, `"rademacher"`: Hutchinson's
+            autograd, `dim` Jacobian-vector products an evaluation; `"gaussian"`, `"rademacher"`: Hutchinson's
             unbiased estimator with one such product, with normal noise or signs. The noise stays the same during a
             solve, so that the solver sees a smooth function (Grathwohl et al. 2019).
         **how: keyword arguments of `neural_ode.solve`: method, tolerances, gradient, compile.
