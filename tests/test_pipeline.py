@@ -297,10 +297,13 @@ class TestWhatRunsAgain:
         assert changed(clone) == {"memory@quick"}
 
     def test_a_module_touches_the_stages_that_use_it(self, clone: Path, touched) -> None:
-        touched("lib/neural_ode/training/loop.py", lambda text: text + "\n")
+        touched("lib/neural_ode/training/mnist.py", lambda text: text + "\n")
         assert changed(clone) == {"mnist@quick"}
         touched("lib/neural_ode/measure/memory.py", lambda text: text + "\n")
         assert changed(clone) == {"mnist@quick", "memory@quick"}
+        touched("lib/neural_ode/training/planar.py", lambda text: text + "\n")
+        flows = {"density_matching@quick", "maximum_likelihood@quick"}
+        assert changed(clone) == {"mnist@quick", "memory@quick", *flows}
 
     def test_a_claim_touches_the_stages_that_decide_it(self, clone: Path, touched) -> None:
         touched("lib/neural_ode/claims.yaml", lambda text: text.replace("R² > 0.99", "R² over 0.99"))
@@ -308,7 +311,7 @@ class TestWhatRunsAgain:
 
     def test_a_second_profile_leaves_the_first_alone(self, clone: Path, touched) -> None:
         touched("params.yaml", lambda text: text.replace("[quick]", "[quick, paper]"))
-        assert changed(clone) == {"adjoint@paper", "memory@paper", "mnist@paper", "scoreboard@paper"}
+        assert changed(clone) == {f"{name}@paper" for name in STAGES if name != "sources"}
 
 
 # The runner ------------------------------------------------------------------------------------------------------
