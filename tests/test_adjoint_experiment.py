@@ -1,7 +1,5 @@
 """What notebook 02 measures with, against what can be known without it."""
 
-import math
-
 import pytest
 import scipy.stats
 import torch
@@ -9,7 +7,6 @@ import torch
 from neural_ode import solve
 from neural_ode.experiments import adjoint
 from neural_ode.measure.fits import median_interval
-from neural_ode.models.cnf import PlanarFlow, log_density
 
 
 def test_adjoint_pieces_end_at_the_gradient_of_backpropagation() -> None:
@@ -21,24 +18,6 @@ def test_adjoint_pieces_end_at_the_gradient_of_backpropagation() -> None:
     (direct,) = torch.autograd.grad(loss, y0)
     assert [float(p.t[0]) for p in pieces] == [1.5, 0.7]
     torch.testing.assert_close(pieces[-1].a[-1], direct, rtol=1e-7, atol=1e-7)
-
-
-def test_flow_density_is_that_of_the_change_of_variables() -> None:
-    """Against the determinant of the numerical Jacobian of the map to the base distribution."""
-    torch.manual_seed(0)
-    flow = PlanarFlow(2, 5).double()
-    x = torch.randn(3, 2, dtype=torch.float64)
-    how = {"rtol": 1e-10, "atol": 1e-10}
-
-    def base(point: torch.Tensor) -> torch.Tensor:
-        return solve(flow, (point[None], point.new_zeros(1)), [1.0, 0.0], **how).y[0][-1, 0]
-
-    expected = []
-    for point in x:
-        jacobian = torch.autograd.functional.jacobian(base, point)
-        normal = -0.5 * base(point).square().sum() - math.log(2 * math.pi)
-        expected.append(normal + jacobian.det().abs().log())
-    torch.testing.assert_close(log_density(flow, x, **how), torch.stack(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_accuracy_names_what_fails() -> None:

@@ -7,11 +7,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from neural_ode.claims import Verdict
 from neural_ode.errors import InvalidArgumentError, NeuralODEError
 from neural_ode.experiments.memory import CHOICES
 from neural_ode.experiments.tolerance import SOLVERS
+from neural_ode.figures.animation import save_animation
 from neural_ode.figures.scoreboard import draw_scoreboard
 from neural_ode.figures.theme import COLORS, MARKERS, save_figure, use_theme
 from neural_ode.files import replacing, write_atomically
@@ -114,3 +116,17 @@ def test_scoreboard_shows_every_claim() -> None:
         assert texts.count(sign) == 1
     assert any(text.count("\n") >= 1 for text in texts)
     plt.close(figure)
+
+
+def test_animations_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    frames = [torch.eye(4), torch.ones(4, 4), torch.eye(4).flip(0)]
+    first, second = (save_animation(frames, tmp_path / name) for name in ("a", "b"))
+    assert first == tmp_path / "a.gif"
+    assert first.read_bytes() == second.read_bytes()
+    with Image.open(first) as picture:
+        assert picture.size == (8, 8)
+        assert picture.n_frames == 4  # forth and back
+        # The first row of a density is drawn below.
+        assert picture.convert("RGB").getpixel((0, 7)) != picture.convert("RGB").getpixel((0, 0))
+    with pytest.raises(InvalidArgumentError, match="at least one density"):
+        save_animation([], tmp_path / "c")

@@ -91,8 +91,8 @@ def test_forward_sweep_finds_the_error_of_each_solve() -> None:
         assert row.error == pytest.approx(expected.item(), rel=0.05, abs=1e-8)
         assert row.nfe == solution.stats.nfe
         assert row.seconds > 0
-        assert (row.seminorm_nfe is None) == (row.solver == "VODE")
-        assert row.backward_nfe > 0
+        assert (row.seminorm_nfe is None) == (row.solver == "VODE" or row.batch > 0)
+        assert (row.backward_nfe is None) == (row.batch > 0)
     for solver in SOLVERS:
         loose, tight = [r for r in rows if r.solver == solver and r.batch == 0]
         assert tight.error < loose.error / 5

@@ -23,7 +23,7 @@ from neural_ode.gradients import (
 )
 from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.measure.fits import fit_line
-from neural_ode.models.cnf import PlanarFlow, log_density, standard_normal
+from neural_ode.models.flows import ContinuousFlow, GatedUnits, PlanarDynamics, WithLogDensity, standard_normal
 from neural_ode.models.mnist import ConvDynamics
 from neural_ode.solution import Statistics
 from neural_ode.solve import solve
@@ -160,11 +160,11 @@ def problems(iterations: int) -> dict[str, Trial]:
     }
 
 
-def further_problems(flow: PlanarFlow, points: Tensor) -> dict[str, Trial]:
+def further_problems(flow: nn.Module, points: Tensor) -> dict[str, Trial]:
     """More problems to count evaluations on: a pendulum, a wider network, a continuous flow, an ODE-Net.
 
     Args:
-        flow: a trained flow.
+        flow: the dynamics of the points and the log-density of a trained flow.
         points: what it is to be evaluated at, shape (n, 2).
     """
     torch.manual_seed(3)
@@ -211,11 +211,11 @@ def train(f: nn.Module, iterations: int, **how: Any) -> float:
     return loss.item()
 
 
-def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[PlanarFlow, Tensor, float]:
+def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[WithLogDensity, Tensor, float]:
     """Fit a continuous flow to two half-moons by maximum likelihood.
 
     Returns:
-        The flow, the points, shape (n, 2), and the negative log-likelihood at the end.
+        Its dynamics, with the log-density, the points, shape (n, 2), and the negative log-likelihood at the end.
     """
     torch.manual_seed(2)
     angle = math.pi * torch.rand(n, dtype=torch.float64)
@@ -223,15 +223,15 @@ def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[PlanarFlo
     centre = torch.stack([0.5 - upper, 0.25 - 0.5 * upper], dim=1)
     arc = torch.stack([angle.cos(), angle.sin() * (2 * upper - 1)], dim=1)
     points = 1.5 * (arc + centre) + 0.1 * torch.randn(n, 2, dtype=torch.float64)
-    flow = PlanarFlow(2, width).double()
+    flow = ContinuousFlow(PlanarDynamics(GatedUnits(2, width)), 2, rtol=1e-4, atol=1e-4).double()
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.02)
     loss = torch.zeros(())
     for _ in tqdm(range(iterations), desc="flow", unit="step"):
         optimizer.zero_grad()
-        loss = -log_density(flow, points, rtol=1e-4, atol=1e-4).mean()
+        loss = -flow.log_prob(points).mean()
         torch.autograd.backward(loss)
         optimizer.step()
-    return flow, points, loss.item()
+    return WithLogDensity(flow.f), points, loss.item()
 
 
 class Piece(NamedTuple):

@@ -1,0 +1,466 @@
+"""Normalizing flows against determinants, quadrature and finite differences, and how they are trained."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from torch import Tensor, nn
+
+from neural_ode import InvalidArgumentError, NonFiniteError, UnknownNameError
+from neural_ode.compiled import CannotCompile
+from neural_ode.data.densities import TARGETS, get_target
+from neural_ode.data.points import POINT_SETS, points, points_of_picture
+from neural_ode.experiments import flows as experiment
+from neural_ode.measure.fits import fit_line
+from neural_ode.models.flows import (
+    ContinuousFlow,
+    GatedUnits,
+    HamiltonianDynamics,
+    HyperNetwork,
+    PlanarDynamics,
+    PlanarFlow,
+    WithLogDensity,
+    standard_normal,
+)
+from neural_ode.models.flows.continuous import autograd_trace, hutchinson_trace
+from neural_ode.models.flows.discrete import constrained
+from neural_ode.training.flows import Likelihood, Matching, rate_factor, train_continuous, train_planar
+from neural_ode.training.planar import PlanarState, _step, planar_gradient, planar_steps
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+T = torch.tensor(0.4, dtype=torch.float64)
+
+
+def cloud(n: int = 8, dim: int = 2) -> Tensor:
+    return torch.randn(n, dim, dtype=torch.float64)
+
+
+def planar(units: int = 4, dim: int = 2) -> nn.Module:
+    return PlanarDynamics(HyperNetwork(dim, units, 8)).double()
+
+
+# Continuous flows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["planar", "any network"])
+def test_theorem_1(name: str) -> None:
+    """The log-density from the trace against the determinant of the differentiated flow."""
+    tolerances = [1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
+    errors = experiment.theorem_errors(experiment.untrained_flows()[name], cloud(2), tolerances)
+    assert errors[-1] < 1e-6
+    line = fit_line(*([math.log10(x) for x in values] for values in (tolerances, errors)))
+    assert line.slope > 0.6
+
+
+def test_hamiltonian_flow_preserves_volume() -> None:
+    flow = experiment.untrained_flows()["Hamiltonian"]
+    z = cloud()
+    assert experiment.exact_log_det(flow, z).abs().max() < 1e-9
+    for tolerance in (1e-4, 1e-7):
+        assert experiment.jacobian_log_det(flow, z, tolerance).abs().max() < 10 * tolerance
+    assert not flow.transport(z).change.any()
+    assert flow.transport(z).z[-1].sub(z).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "dynamics", [planar(5, 3), HamiltonianDynamics(3).double(), PlanarDynamics(GatedUnits(3, 4)).double()]
+)
+def test_traces_in_closed_form(dynamics: nn.Module) -> None:
+    z = cloud(6, 3)
+    slope, trace = dynamics.with_trace(T, z)
+    jacobians = torch.stack([torch.autograd.functional.jacobian(lambda x: dynamics(T, x[None])[0], p) for p in z])
+    torch.testing.assert_close(trace, jacobians.diagonal(dim1=1, dim2=2).sum(1))
+    torch.testing.assert_close(slope, dynamics(T, z))
+    torch.testing.assert_close(autograd_trace(dynamics, T, z)[1], trace)
+
+
+def test_planar_dynamics_are_a_gated_sum_of_units() -> None:
+    dynamics = planar(3)
+    z = cloud(5)
+    made = dynamics.weights.layers(T.reshape(1)).reshape(6, 3)
+    expected = torch.zeros_like(z)
+    for m in range(3):
+        gate = 1 / (1 + torch.exp(-made[5, m]))
+        expected += gate * torch.tanh(z @ made[:2, m] + made[4, m])[:, None] * made[2:4, m]
+    torch.testing.assert_close(dynamics(T, z), expected)
+
+
+def test_hutchinson_is_unbiased() -> None:
+    dynamics, z = planar(), cloud(3)
+    exact = dynamics.with_trace(T, z)[1]
+    for kind in ("gaussian", "rademacher"):
+        flow = ContinuousFlow(dynamics, 2, trace=kind)
+        noise = flow._noise(z.repeat(4000, 1), torch.Generator().manual_seed(0))
+        assert noise is not None
+        found = hutchinson_trace(dynamics, T, z.repeat(4000, 1), noise)[1].reshape(4000, 3)
+        error = found.std(0) / 4000**0.5
+        assert ((found.mean(0) - exact).abs() < 4 * error).all(), kind
+        assert (found.std(0) > 1e-3).all()
+        if kind == "rademacher":
+            assert set(noise.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_noise_is_fixed_for_a_solve_and_new_for_the_next() -> None:
+    """With noise drawn anew at every evaluation the solver would never meet a tight tolerance."""
+    flow = ContinuousFlow(planar(), 2, trace="gaussian", **TIGHT)
+    x = cloud(4)
+    first, second, again = (flow.log_prob(x, torch.Generator().manual_seed(seed)) for seed in (1, 2, 1))
+    assert flow.stats.nfe < 1000
+    assert torch.equal(first, again)
+    assert (first - second).abs().min() > 1e-6
+    noise = flow._noise(x, torch.Generator().manual_seed(1))
+    dynamics = WithLogDensity(flow.f, "gaussian", noise)
+    state = (x, x.new_zeros(4))
+    assert torch.equal(dynamics(T, state)[1], dynamics(T, state)[1])
+
+
+def test_transport_goes_both_ways() -> None:
+    flow = ContinuousFlow(planar(), 2, (0.5, 2.0), **TIGHT)
+    z = cloud()
+    there = flow.transport(z, [0.5, 1.0, 2.0])
+    assert there.z.shape == (3, 8, 2)
+    assert there.change.shape == (3, 8)
+    back = flow.transport(there.z[-1], [2.0, 1.0, 0.5])
+    torch.testing.assert_close(back.z.flip(0), there.z, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(back.change[-1], -there.change[-1], rtol=1e-7, atol=1e-7)
+    x, log_prob = flow.push_forward(z)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-7, atol=1e-7)
+
+
+def test_samples_are_base_points_carried_along() -> None:
+    flow = ContinuousFlow(planar(), 2, **TIGHT)
+    drawn = flow.sample(5, torch.Generator().manual_seed(3))
+    z = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(drawn, flow.push_forward(z)[0], rtol=1e-7, atol=1e-7)
+    assert not drawn.requires_grad
+
+
+def integral(log_prob, window: float = 8.0) -> float:
+    grid = experiment.density_grid(log_prob, window, 160)
+    return float(grid.sum()) * (2 * window / 160) ** 2
+
+
+def test_untrained_densities_integrate_to_one() -> None:
+    torch.manual_seed(1)
+    flows = {
+        "planar": ContinuousFlow(PlanarDynamics(HyperNetwork(2, 8)), 2, rtol=1e-5, atol=1e-5),
+        "Hamiltonian": ContinuousFlow(HamiltonianDynamics(2), 2, rtol=1e-5, atol=1e-5),
+        "discrete": PlanarFlow(2, 6),
+        "discrete, to the base": PlanarFlow(2, 6, "base"),
+    }
+    for name, flow in flows.items():
+        assert abs(integral(flow.log_prob) - 1) < 0.01, name
+
+
+@pytest.mark.parametrize("gradient", ["direct", "recursive_checkpoint", "backsolve", "interpolating"])
+def test_gradients_of_the_log_density(gradient: str) -> None:
+    flow = ContinuousFlow(planar(2), 2, gradient=gradient, **TIGHT)
+    x = cloud(3)
+    flow.log_prob(x).sum().backward()
+    parameter = flow.f.weights.layers[4].weight
+    assert parameter.grad is not None
+    for i, j in ((0, 1), (5, 3), (9, 7)):
+        values = []
+        for shift in (-1e-4, 1e-4):
+            with torch.no_grad():
+                parameter[i, j] += shift
+                values.append(float(flow.log_prob(x).sum()))
+                parameter[i, j] -= shift
+        expected = (values[1] - values[0]) / 2e-4
+        assert float(parameter.grad[i, j]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["tsit5", "adams", "rk4"])
+def test_any_solver(method: str) -> None:
+    dynamics, x = planar(), cloud(4)
+    how = {"step_size": 0.02} if method == "rk4" else TIGHT
+    found = ContinuousFlow(dynamics, 2, method=method, **how).log_prob(x)
+    torch.testing.assert_close(found, ContinuousFlow(dynamics, 2, **TIGHT).log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+def test_typed_errors() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'gaussian'"):
+        ContinuousFlow(planar(), 2, trace="gausian")
+    with pytest.raises(InvalidArgumentError, match=r"span must be two different times .*\(1.0, 1.0\)"):
+        ContinuousFlow(planar(), 2, span=(1.0, 1.0))
+    with pytest.raises(InvalidArgumentError, match=r"z must have shape \(n, 2\), got \(3, 4\)"):
+        ContinuousFlow(planar(), 2).log_prob(torch.zeros(3, 4, dtype=torch.float64))
+    with pytest.raises(InvalidArgumentError, match=r"floating-point tensor, got torch\.int64"):
+        PlanarFlow(2, 3).log_prob(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(InvalidArgumentError, match="layers must be a whole number of at least 1, got 0"):
+        PlanarFlow(2, 0)
+    with pytest.raises(UnknownNameError, match="leads_to"):
+        PlanarFlow(2, 3, leads_to="dat")
+    with pytest.raises(InvalidArgumentError, match="dim must be at least 2"):
+        HamiltonianDynamics(1)
+    with pytest.raises(InvalidArgumentError, match="n must be a whole number of at least 1, got 0"):
+        PlanarFlow(2, 3).sample(0)
+
+
+# Planar flows ----------------------------------------------------------------------------------------------------
+
+
+def test_the_constraint_keeps_layers_invertible() -> None:
+    w, u = 3 * cloud(500), 3 * cloud(500)
+    free = constrained(w, u)
+    assert ((w * free).sum(1) > -1 - 1e-12).all()
+    assert ((w * u).sum(1) < -1).any()
+    # Only the component along w is changed: to log(1 + exp(wᵀu)) - 1.
+    across = torch.stack([-w[:, 1], w[:, 0]], 1)
+    torch.testing.assert_close((across * free).sum(1), (across * u).sum(1))
+    expected = torch.log1p(torch.exp((w * u).sum(1))) - 1
+    torch.testing.assert_close((w * free).sum(1), expected)
+
+
+def steep(layers: int = 6, leads_to="data") -> PlanarFlow:
+    flow = PlanarFlow(2, layers, leads_to).double()
+    with torch.no_grad():
+        flow.w.mul_(3)
+        flow.u.mul_(20)
+    return flow
+
+
+def test_log_determinant_of_planar_layers() -> None:
+    flow, z = steep(), cloud(6)
+    found, log_det = flow(z)
+    jacobians = torch.stack([torch.autograd.functional.jacobian(lambda p: flow(p[None])[0][0], row) for row in z])
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobians).logabsdet)
+    torch.testing.assert_close(flow.trajectory(z)[-1], found)
+    assert log_det.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("leads_to", ["data", "base"])
+def test_planar_flows_can_be_inverted(leads_to: str) -> None:
+    flow, z = steep(leads_to=leads_to), cloud(50)
+    torch.testing.assert_close(flow.inverse(flow(z)[0]), z, rtol=1e-8, atol=1e-8)
+    x, log_prob = flow.push_forward(z)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-7, atol=1e-7)
+    assert torch.equal(
+        flow.sample(4, torch.Generator().manual_seed(0)), flow.sample(4, torch.Generator().manual_seed(0))
+    )
+
+
+def test_part_of_a_planar_flow() -> None:
+    z = cloud(5)
+    for leads_to in ("data", "base"):
+        flow = steep(8, leads_to)
+        whole, half = experiment.partial_planar(flow, 1.0), experiment.partial_planar(flow, 0.5)
+        torch.testing.assert_close(whole.double().push_forward(z)[0], flow.push_forward(z)[0], rtol=1e-5, atol=1e-5)
+        assert len(half.b) == 4
+        near = flow.w[:4] if leads_to == "data" else flow.w[4:]
+        torch.testing.assert_close(half.w, near.float())
+
+
+def energy(x: Tensor, y: Tensor) -> Tensor:
+    return get_target("U3").potential(x, y)
+
+
+def test_written_out_gradient_of_planar_flows() -> None:
+    flow, z = steep(), cloud(16)
+    weight = torch.tensor(0.7, dtype=torch.float64)
+    x, log_det = flow(z)
+    (weight * energy(x[:, 0], x[:, 1]) - log_det).mean().backward()
+    found = planar_gradient(
+        flow.w[None].detach(), flow.u[None].detach(), flow.b[None].detach(), z[None], weight, energy
+    )
+    for mine, name in zip(found, ("w", "u", "b"), strict=True):
+        torch.testing.assert_close(mine[0], getattr(flow, name).grad)
+
+
+def test_steps_of_planar_flows_are_those_of_rmsprop() -> None:
+    flow = PlanarFlow(2, 4).double()
+    names = ("w", "u", "b")
+    state = PlanarState.start(*(getattr(flow, name).detach().clone()[None] for name in names))
+    inputs = torch.randn(5, 1, 16, 2, dtype=torch.float64)
+    optimizer = torch.optim.RMSprop(flow.parameters(), lr=1e-3, momentum=0.9)
+    for z in inputs[:, 0]:
+        optimizer.zero_grad()
+        x, log_det = flow(z)
+        (energy(x[:, 0], x[:, 1]) - log_det).mean().backward()
+        optimizer.step()
+    rates, weights = torch.full((5,), 1e-3, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    eager = state
+    for row in zip(inputs, rates, weights, strict=True):
+        eager = PlanarState(*_step(energy, tuple(eager), *row))
+    compiled = planar_steps(state, inputs, rates, weights, energy, "U3")
+    for found in (eager, compiled):
+        for value, name in zip(found[:3], names, strict=True):
+            torch.testing.assert_close(value[0], getattr(flow, name).detach(), rtol=1e-9, atol=1e-9)
+
+
+# Targets and points ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_constants_of_the_targets(name: str) -> None:
+    """Against SciPy's adaptive quadrature of the formulas as Rezende & Mohamed print them."""
+
+    def density(y: float, x: float) -> float:
+        w1, edge = np.sin(np.pi * x / 2), np.exp(-0.5 * (max(abs(x) - 4, 0) / 0.4) ** 2)
+        w2, w3 = 3 * np.exp(-0.5 * ((x - 1) / 0.6) ** 2), 3 / (1 + np.exp(-(x - 1) / 0.3))
+        if name == "U1":
+            two = np.exp(-0.5 * ((x - 2) / 0.6) ** 2) + np.exp(-0.5 * ((x + 2) / 0.6) ** 2)
+            return np.exp(-0.5 * ((np.hypot(x, y) - 2) / 0.4) ** 2) * two
+        if name == "U2":
+            return np.exp(-0.5 * ((y - w1) / 0.4) ** 2) * edge
+        width, lift = (0.35, w2) if name == "U3" else (0.4, w3)
+        two = np.exp(-0.5 * ((y - w1) / width) ** 2) + np.exp(-0.5 * ((y - w1 + lift) / 0.35) ** 2)
+        return two * edge
+
+    expected, error = scipy.integrate.dblquad(density, -7, 7, -7, 7, epsabs=1e-5, epsrel=1e-5)
+    assert error < 1e-3
+    assert math.exp(get_target(name).log_constant) == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_gradients_of_the_targets_are_finite(name: str) -> None:
+    z = torch.tensor([[0.0, 0.0], [30.0, -30.0], [-4.0, 0.0]], requires_grad=True)
+    get_target(name).energy(z).sum().backward()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", POINT_SETS)
+def test_sets_of_points(name: str) -> None:
+    drawn = points(name, 2000, 0)
+    assert drawn.shape == (2000, 2)
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, points(name, 2000, 0))
+    assert not torch.equal(drawn, points(name, 2000, 1))
+    assert drawn.abs().max() < 5
+    assert (drawn.std(0) > 0.5).all()
+
+
+def test_circles_and_moons_are_those_of_scikit_learn() -> None:
+    """Radii of the circles; distances to the two arcs of `make_moons`."""
+    radius = points("two circles", 4000, 0).norm(dim=1)
+    assert abs(float((radius > 2.25).float().mean()) - 0.5) < 0.03
+    assert abs(float(radius[radius > 2.25].mean()) - 3) < 0.03
+    moons = points("two moons", 4000, 0) / 2 + torch.tensor([0.5, 0.25])
+    upper = (moons.norm(dim=1) - 1).abs()
+    lower = ((moons - torch.tensor([1.0, 0.5])).norm(dim=1) - 1).abs()
+    assert float(torch.minimum(upper, lower).mean()) == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.1)
+
+
+def test_points_of_a_picture() -> None:
+    drawn = points_of_picture([[0, 1], [0, 0]], 500, 0)
+    assert (drawn >= 0).all()  # the right half, on top
+    assert drawn.max() <= 4
+    assert drawn.mean() == pytest.approx(2, abs=0.2)
+    with pytest.raises(InvalidArgumentError, match="not empty"):
+        points_of_picture([[0, 0]], 5, 0)
+    with pytest.raises(UnknownNameError, match="did you mean 'two moons'"):
+        points("two moon", 5, 0)
+    with pytest.raises(UnknownNameError, match="known: U1, U2, U3, U4"):
+        get_target("U5")
+
+
+# Training --------------------------------------------------------------------------------------------------------
+
+QUICK = {"iterations": 40, "batch": 64, "rate": 0.02, "hidden": 8, "annealing": 0.0, "span": 1.0, "records": 2}
+LOOSE = {"rtol": 1e-3, "atol": 1e-3}
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planar flows without a compiler: one test above compiles them."""
+
+    def refuse(*_: object) -> None:
+        raise CannotCompile("there is no compiler")
+
+    monkeypatch.setattr("neural_ode.training.planar.call", refuse)
+
+
+@pytest.mark.usefixtures("eager")
+def test_training_brings_both_flows_near_a_target() -> None:
+    """And the trained densities integrate to one."""
+    target = get_target("U1")
+    flow, history = train_continuous(Matching("U1"), 4, 0, QUICK, LOOSE)
+    before = experiment.divergence(ContinuousFlow(PlanarDynamics(HyperNetwork(2, 4)), 2, **LOOSE), target, 1000)
+    assert experiment.divergence(flow, target, 1000) < before - 1
+    assert history[0]["nfe_forward"] >= 8
+    assert history[-1]["loss"] < history[0]["loss"]
+    discrete = train_planar([Matching("U1"), Matching("U2")], 4, [0], {**QUICK, "iterations": 500})[0]["U1", 0]
+    assert experiment.divergence(discrete, target, 1000) < before - 1
+    for trained in (flow, discrete):
+        assert abs(integral(trained.log_prob) - 1) < 0.01
+
+
+@pytest.mark.usefixtures("eager")
+def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between two chunks and resumed: the same flow, bit for bit."""
+    monkeypatch.setattr("neural_ode.training.flows.CHUNK", 20)
+    monkeypatch.setattr("neural_ode.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    straight, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK)
+    calls = iter(range(100))
+
+    def stop_at_second(*arguments):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return planar_steps(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("neural_ode.training.flows.planar_steps", stop_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            train_planar([Likelihood("two moons")], 3, [0], QUICK, tmp_path / "a.pt")
+    resumed, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK, tmp_path / "a.pt")
+    for a, b in zip(straight["two moons", 0].parameters(), resumed["two moons", 0].parameters(), strict=True):
+        assert torch.equal(a, b)
+    x = points("two moons", 500, 7)
+    assert straight["two moons", 0].log_prob(x).mean() > standard_normal(x).mean()
+
+
+@pytest.mark.usefixtures("eager")
+def test_divergence_of_training_is_reported() -> None:
+    with pytest.raises(NonFiniteError, match="lower the learning rate"):
+        train_planar([Likelihood("two moons")], 3, [0], {**QUICK, "iterations": 2, "rate": float("inf")})
+
+
+def test_learning_rate_falls_in_the_second_half() -> None:
+    assert [rate_factor(step, 8) for step in (0, 4, 6, 8)] == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_divergence_is_absolute() -> None:
+    """Of a flow that is the standard normal, against quadrature."""
+    flow, target = PlanarFlow(2, 1), get_target("U1")
+    with torch.no_grad():
+        flow.w.copy_(torch.tensor([[1.0, 0.0]]))
+        flow.u.copy_(math.log(math.e - 1) * flow.w)  # m(wᵀu) = 0, so û = 0
+    axis = torch.linspace(-7, 7, 701, dtype=torch.float64)
+    z = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    log_q = standard_normal(z)
+    expected = float((log_q.exp() * (log_q - target.log_prob(z))).sum()) * float(axis[1] - axis[0]) ** 2
+    assert experiment.divergence(flow, target, 40_000) == pytest.approx(expected, rel=0.05)
+
+
+def test_reversal_error_falls_with_the_tolerance() -> None:
+    flow = ContinuousFlow(planar(), 2)
+    loose, tight = (experiment.reversal_error(flow, cloud(), tolerance) for tolerance in (1e-3, 1e-8))
+    assert tight < 1e-6 < 1e-3 * 30
+    assert tight < loose or loose < 1e-6
+    assert flow.how == {}
+
+
+def test_part_of_a_continuous_flow() -> None:
+    flow = ContinuousFlow(planar(), 2, **TIGHT)
+    x = cloud(4)
+    early = experiment.transported_density(flow, 1e-6)(x)
+    torch.testing.assert_close(early, standard_normal(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(experiment.transported_density(flow, 1.0)(x), flow.log_prob(x))
+
+
+def test_times_against_width() -> None:
+    times = experiment.width_times([64, 4096], [32, 64, 512], 256, 3)
+    assert [len(found) for found in times.values()] == [2, 3]
+    assert times["trace"][1] > 4 * times["trace"][0]
+    assert times["determinant"][2] > 8 * times["determinant"][0]
+
+
+def test_cost_of_both_ways() -> None:
+    flow = ContinuousFlow(planar(), 2, (0.0, 3.0), rtol=1e-6, atol=1e-6)
+    cost = experiment.cost_both_ways(flow, cloud(), 1)
+    assert set(cost) == {"density", "sampling, with density", "sampling"}
+    assert all(found["nfe"] >= 14 and found["seconds"] > 0 for found in cost.values())
