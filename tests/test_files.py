@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -130,3 +131,19 @@ def test_animations_are_the_same_bytes_every_time(tmp_path: Path) -> None:
         assert picture.convert("RGB").getpixel((0, 7)) != picture.convert("RGB").getpixel((0, 0))
     with pytest.raises(InvalidArgumentError, match="at least one density"):
         save_animation([], tmp_path / "c")
+
+
+def test_large_pictures_get_a_palette(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    figure, axes = plt.subplots(figsize=(6, 6))
+    axes.imshow(generator.random((300, 300, 3)))
+    plt.close(figure)
+    save_figure(figure, tmp_path / "noise")
+    with Image.open(tmp_path / "noise.png") as picture:
+        assert picture.mode == "P"
+        assert picture.size == (720, 720)
+    small, _ = plt.subplots()
+    plt.close(small)
+    save_figure(small, tmp_path / "small")
+    with Image.open(tmp_path / "small.png") as picture:
+        assert picture.mode == "RGBA"

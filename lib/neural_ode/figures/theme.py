@@ -5,10 +5,14 @@ from pathlib import Path
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
 from neural_ode.files import replacing
 
 __all__ = ["COLORS", "MARKERS", "save_figure", "use_theme"]
+
+LARGE = 250_000
+"""Bytes of a PNG file from which it gets a palette: results are committed, and a gallery is to load quickly."""
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 
@@ -69,8 +73,15 @@ def use_theme() -> None:
     )
 
 
+def _use_palette(picture: Path) -> None:
+    """Save a PNG file again with 256 colours."""
+    with Image.open(picture) as image:
+        reduced = image.convert("RGB").quantize(256)
+    reduced.save(picture, format="png", optimize=True)
+
+
 def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Save as SVG and PNG beside each other.
+    """Save as SVG and PNG beside each other. A PNG above 250 kB gets a palette of 256 colours.
 
     Args:
         figure: the figure.
@@ -84,5 +95,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         target = path.with_name(path.name + suffix)
         with replacing(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
+            if suffix == ".png" and temporary.stat().st_size > LARGE:
+                _use_palette(temporary)
         saved.append(target)
     return saved
