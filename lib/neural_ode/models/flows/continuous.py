@@ -4,6 +4,7 @@ Theorem 1 of Chen et al. (2018), instantaneous change of variables: along `dz/dt
 `d log p(z(t))/dt = -tr(∂f/∂z)`. So the log-density is one more coordinate of the state of an ODE.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -19,8 +20,6 @@ __all__ = ["TRACES", "Carried", "ContinuousFlow", "Transported", "WithLogDensity
 
 Carried = tuple[Tensor, Tensor]
 """The state `(z, log p)`, shapes (n, dim) and (n,)."""
-
-_jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
 
 TRACES = ("exact", "autograd", "gaussian", "rademacher")
 """Ways to get the trace; see `ContinuousFlow`."""
@@ -82,10 +81,19 @@ class WithLogDensity(nn.Module):
         return f"analytic={self.analytic}, noise={self.noise is not None}"
 
 
+def _jvp(function: Callable[[Tensor], Tensor], z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of a function and its Jacobian-vector product."""
+    with warnings.catch_warnings():  # PyTorch's own, when forward mode is first used
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
+        found: tuple[Tensor, Tensor] = jvp(function, (z,), (tangent,))
+    return found
+
+
 def autograd_trace(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The slope and `tr ∂f/∂z` by one Jacobian-vector product for each dimension; shapes (n, dim) and (n,)."""
     unit = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    pushed = [_jvp(lambda z: f(t, z), (z,), (row.expand_as(z).contiguous(),)) for row in unit]
+    pushed = [_jvp(lambda z: f(t, z), z, row.expand_as(z).contiguous()) for row in unit]
     return pushed[0][0], torch.stack([tangent[:, i] for i, (_, tangent) in enumerate(pushed)]).sum(0)
 
 
@@ -103,7 +111,7 @@ def hutchinson_trace(
     Returns:
         Shapes (n, dim) and (n,).
     """
-    slope, tangent = _jvp(lambda z: f(t, z), (z,), (noise,))
+    slope, tangent = _jvp(lambda z: f(t, z), z, noise)
     return slope, (tangent * noise).sum(1)
 
 
