@@ -18,7 +18,7 @@ FIRST = ERRORS.drop_duplicates("network")
 ONE_DIGIT = 0.01  # percent of 10,000: another processor may round one of them to the other side
 
 
-@pytest.mark.parametrize("row", FIRST.itertuples(index=False), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", list(FIRST.itertuples(index=False)), ids=lambda row: row[0])
 def test_weights_reproduce_the_test_error(row: tuple[str, int, float]) -> None:
     network, seed, expected = row
     test = load_mnist(ROOT / "data" / "mnist").test
