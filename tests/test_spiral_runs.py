@@ -11,20 +11,23 @@ from neural_ode.errors import UnknownNameError
 from neural_ode.experiments import spirals
 from neural_ode.figures.spirals import PARTS, draw_latent_ode, draw_prediction
 from neural_ode.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
-from neural_ode.training.runs import MissingWeightsError
+from neural_ode.workspace import MissingResultError, Workspace
 
 TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2}
 SERIES = (20, 10)
 
 
 def test_a_latent_ode_is_trained_kept_and_read_again(tmp_path: Path) -> None:
-    folders = (tmp_path / "checkpoints", tmp_path / "runs")
+    work = Workspace("09_extrapolation", "quick", tmp_path / "elsewhere", tmp_path)
+    folders = (tmp_path / "checkpoints", tmp_path / "runs" / "quick" / "08_spirals")
     found = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, folders)
-    model = spirals.trained_latent_ode(30, 1, [tmp_path / "elsewhere", folders[1]], "run notebook 08")
+    model = spirals.trained_latent_ode(work, 30, 1)
     test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
     assert latent_ode_errors(model, test) == {name: found[name] for name in ("inside", "beyond", "noisy")}
-    with pytest.raises(MissingWeightsError, match=r"no weights base-50-1\.safetensors in .*: run notebook 08"):
-        spirals.trained_latent_ode(50, 1, [folders[1]], "run notebook 08")
+    with pytest.raises(
+        MissingResultError, match=r"no base-50-1\.safetensors of 08_spirals.*dvc repro spirals"
+    ):
+        spirals.trained_latent_ode(work, 50, 1)
     again = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
     assert again["beyond"] == found["beyond"]
     other = spirals.latent_ode_run(spirals.BASE, 30, 2, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
@@ -33,8 +36,10 @@ def test_a_latent_ode_is_trained_kept_and_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", spirals.RNNS)
 def test_a_network_is_trained_kept_and_read_again(kind: str, tmp_path: Path) -> None:
-    found = spirals.rnn_run(kind, 30, 1, SERIES, TRAINING, (tmp_path / "checkpoints", tmp_path))
-    model = spirals.trained_rnn(kind, 30, 1, [tmp_path], "")
+    work = Workspace("09_extrapolation", "quick", tmp_path, tmp_path)
+    folders = (tmp_path / "checkpoints", tmp_path / "runs" / "quick" / "08_spirals")
+    found = spirals.rnn_run(kind, 30, 1, SERIES, TRAINING, folders)
+    model = spirals.trained_rnn(work, kind, 30, 1)
     test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
     assert rnn_errors(model, test).items() <= found.items()
     assert ("point by point" in found) == spirals.RNNS[kind]

@@ -179,7 +179,7 @@ def test_weights_come_back(tmp_path) -> None:
     x = torch.rand(2, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(model(x), loaded(x))
-    with pytest.raises(WeightsError, match="does not hold the weights of ResNet"):
+    with pytest.raises(WeightsError, match="does not hold the weights of this MnistNet"):
         load_classifier("ResNet", file)
     file.write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="train it again"):

@@ -13,8 +13,9 @@ from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
 from neural_ode.models.latent_ode import LatentODE, spiral_latent_ode
 from neural_ode.models.rnn import NextObservationRNN
 from neural_ode.training.loop import Row
-from neural_ode.training.runs import load_weights, save_run
 from neural_ode.training.spirals import train_latent_ode, train_rnn
+from neural_ode.training.weights import load_weights, save_run
+from neural_ode.workspace import Workspace
 
 __all__ = [
     "BASE",
@@ -31,6 +32,7 @@ __all__ = [
 RNNS = {"RNN": False, "RNN with times": True}
 """The baselines, and whether they are told the time to the next observation."""
 
+NOTEBOOK = "08_spirals"
 TRAIN, VALIDATION, TEST = 0, 1, 2
 """Seeds of data are 3 · seed + one of these."""
 
@@ -172,15 +174,23 @@ def run_name(name: str, observations: int, seed: int) -> str:
     return f"{name.replace(' ', '-')}-{observations}-{seed}"
 
 
-def trained_latent_ode(observations: int, seed: int, folders: list[Path], remedy: str) -> LatentODE:
-    """The model of `BASE` that an earlier run left in one of `folders`; see `load_weights`."""
+def trained_latent_ode(work: Workspace, observations: int, seed: int) -> LatentODE:
+    """The model of `BASE` that notebook 08 has trained.
+
+    Raises:
+        MissingResultError: it has not.
+    """
     model = spiral_latent_ode(**BASE.model, **BASE.solver)
-    load_weights(model, folders, run_name("base", observations, seed), remedy)
-    return model.eval()
+    load_weights(model, work.trained(NOTEBOOK, f"{run_name('base', observations, seed)}.safetensors"))
+    return model
 
 
-def trained_rnn(kind: str, observations: int, seed: int, folders: list[Path], remedy: str) -> NextObservationRNN:
-    """The network of `RNNS` that an earlier run left in one of `folders`; see `load_weights`."""
+def trained_rnn(work: Workspace, kind: str, observations: int, seed: int) -> NextObservationRNN:
+    """The network of `RNNS` that notebook 08 has trained.
+
+    Raises:
+        MissingResultError: it has not.
+    """
     model = NextObservationRNN(2, 25, RNNS[kind])
-    load_weights(model, folders, run_name(kind, observations, seed), remedy)
-    return model.eval()
+    load_weights(model, work.trained(NOTEBOOK, f"{run_name(kind, observations, seed)}.safetensors"))
+    return model

@@ -195,4 +195,5 @@ def history_csv(history: list[Row]) -> str:
 
 def read_history(text: str) -> list[Row]:
     """The rows of `history_csv`."""
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    rows = csv.DictReader(io.StringIO(text))
+    return [{key: int(value) if value.isdigit() else float(value) for key, value in row.items()} for row in rows]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,9 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from neural_ode.data.mnist import Mnist, ShuffledBatches, Split
 from neural_ode.errors import UnknownNameError
-from neural_ode.files import write_atomically
 from neural_ode.models.mnist import mnist_net
-from neural_ode.training.loop import Fit, Row, fit, history_csv, read_history
+from neural_ode.training.loop import Fit, Row, fit, read_history
+from neural_ode.training.weights import load_weights, save_run
 
 __all__ = ["TrainedClassifier", "classification_loss", "error_rate", "learning_rate", "train_classifier"]
 
@@ -32,10 +31,7 @@ class TrainedClassifier:
 
     def save(self, folder: Path, name: str) -> None:
         """Write the weights, `<name>.safetensors`, and the history, `<name>.csv`."""
-        weights = {key: value.contiguous().cpu() for key, value in self.model.state_dict().items()}
-        content = safetensors.torch.save(weights, metadata={"run": self.run})
-        write_atomically(folder / f"{name}.safetensors", content)
-        write_atomically(folder / f"{name}.csv", history_csv(self.history))
+        save_run(self.model, self.history, folder, name, {"run": self.run})
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -130,7 +126,7 @@ def train_classifier(
         with safetensors.safe_open(finished, "pt") as file:
             same = (file.metadata() or {}).get("run") == task.run
         if same:
-            model.load_state_dict(safetensors.torch.load_file(finished, str(device)))
+            load_weights(model, finished)
             history = read_history(finished.with_suffix(".csv").read_text(encoding="utf-8"))
-            return TrainedClassifier(model.eval(), history, task.run)
+            return TrainedClassifier(model, history, task.run)
     return TrainedClassifier(model, fit(task, checkpoint), task.run)
