@@ -24,9 +24,7 @@ def test_a_latent_ode_is_trained_kept_and_read_again(tmp_path: Path) -> None:
     model = spirals.trained_latent_ode(work, 30, 1)
     test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
     assert latent_ode_errors(model, test) == {name: found[name] for name in ("inside", "beyond", "noisy")}
-    with pytest.raises(
-        MissingResultError, match=r"no base-50-1\.safetensors of 08_spirals.*dvc repro spirals"
-    ):
+    with pytest.raises(MissingResultError, match=r"no base-50-1\.safetensors of 08_spirals.*dvc repro spirals"):
         spirals.trained_latent_ode(work, 50, 1)
     again = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
     assert again["beyond"] == found["beyond"]
