@@ -2,6 +2,7 @@
 # make test      all checks: lint, types, unit tests, notebooks
 # make lab       JupyterLab
 # make notebooks store fresh outputs in notebooks/
+# make site      the executed notebooks and the reference of the library as pages to read offline: build/site
 # make benchmarks  speed beside the peers, ten minutes on a quiet machine: benchmarks/results.json
 # make lock      new requirements.lock.txt from the ranges in pyproject.toml
 # make clean     remove everything that a command has made, but not figures/paper and runs/paper
@@ -24,7 +25,7 @@ PINS := $(if $(filter Linux-x86_64-3.11,$(PLATFORM)),-c $(LOCK))
 # DVC wants to know when there is no git around it, as in an unpacked archive.
 DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config --local core.no_scm true
 
-.PHONY: figures test lab notebooks benchmarks lock clean
+.PHONY: figures test lab notebooks site benchmarks lock clean
 
 figures: $(VENV)/notebooks.stamp
 	$(DVC_WITHOUT_GIT)
@@ -44,25 +45,29 @@ lab: $(VENV)/notebooks.stamp
 notebooks: figures
 	python -m neural_ode.pipeline.refresh
 
+site: $(VENV)/site.stamp
+	python -m neural_ode.pipeline.site build/site
+
 benchmarks: $(VENV)/dev.stamp
 	python -m benchmarks
 
 lock:
 	rm -rf .lock-venv
 	$(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/pip install --editable '.[notebooks,dev,peers,cluster]'
+	.lock-venv/bin/pip install --editable '.[notebooks,dev,peers,cluster,site]'
 	head -n 2 $(LOCK) > $(LOCK).new
 	.lock-venv/bin/pip freeze --exclude-editable >> $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 	rm -rf .lock-venv
 
 clean:
-	rm -rf $(VENV) .lock-venv .nbsrc .staging scratch figures/quick runs/quick data/mnist/MNIST dvc_plots \
+	rm -rf build $(VENV) .lock-venv .nbsrc .staging scratch figures/quick runs/quick data/mnist/MNIST dvc_plots \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis lib/*.egg-info
 	rm -f .dvc/config.local
 
 $(VENV)/notebooks.stamp: EXTRAS := notebooks
-$(VENV)/dev.stamp: EXTRAS := notebooks,dev,peers
+$(VENV)/dev.stamp: EXTRAS := notebooks,dev,peers,cluster,site
+$(VENV)/site.stamp: EXTRAS := notebooks,site
 
 $(VENV)/%.stamp: pyproject.toml $(LOCK)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name yours: make PYTHON=..."; exit 1; }

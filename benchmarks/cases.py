@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks import contenders, problems
+from benchmarks import contenders, problems, training
 from benchmarks.timing import Contender, Interval, Measured, Run, measure, ratio
 
 __all__ = ["CASES", "Case", "Goal", "case_rows", "deviation"]
@@ -295,6 +295,36 @@ CASES: dict[str, Case] = {
         5e-2,
         (_faster("at least 2.5 times as fast as odeint_adjoint", 2.5),),
         budget=10.0,
+    ),
+    "cnf-training": Case(
+        "three iterations of torchdiffeq's CNF example: 64 units, two circles, batch 512, t from 0 to 10, 1e-5",
+        "torchdiffeq",
+        training.cnf_contenders,
+        1e-3,
+        (_faster("at least 8 times as fast as the example", 8.0),),
+        budget=15.0,
+        rounds=(5, 12),
+    ),
+    "latent-ode-training": Case(
+        "three iterations of torchdiffeq's latent ODE example: 1000 spirals, 100 times, through the steps",
+        "torchdiffeq",
+        training.latent_ode_contenders,
+        1e-3,
+        (_faster("at least 5 times as fast as the example", 5.0),),
+        budget=15.0,
+        rounds=(5, 12),
+    ),
+    "latent-ode-adjoint": Case(
+        "the same with gradients by the adjoint method",
+        "torchdiffeq",
+        training.latent_ode_adjoint_contenders,
+        1e-3,
+        (
+            _faster("by the adjoint at least 5 times as fast as the example", 5.0),
+            _faster("recursive_checkpoint at least 5 times as fast as the example", 5.0, (_CHECKPOINT,)),
+        ),
+        budget=30.0,
+        rounds=(3, 8),
     ),
     "per-sample": Case(
         "Van der Pol with μ = 2, batch 256, float64, dopri5 at 1e-6, 50 outputs, steps for each sample",

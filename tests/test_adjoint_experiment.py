@@ -47,6 +47,19 @@ def test_reconstruction_of_a_pendulum_and_of_a_chaotic_solve() -> None:
     assert rows[1]["error"] is None
 
 
+def test_a_round_trip_ends_where_it_began_or_says_that_it_did_not() -> None:
+    good = adjoint.Trial(adjoint.Pendulum(), torch.tensor([1.0, 0.0], dtype=torch.float64), 2.0)
+    trip = adjoint.round_trip(good, 1e-8, points=20)
+    assert trip.error is not None
+    assert trip.error < 1e-6
+    assert trip.t_back.tolist() == trip.t.tolist()[::-1]
+    assert torch.allclose(trip.back.flip(0), trip.there, atol=1e-6)
+    bad = adjoint.round_trip(adjoint.problems(1)["chaotic"], 1e-4)
+    assert bad.error is None
+    assert 1 < len(bad.t_back) < len(bad.t)
+    assert bad.back.shape == (len(bad.t_back), 3)
+
+
 def test_times_and_second_derivatives() -> None:
     trial = adjoint.problems(1)["random network"]
     assert adjoint.time_gradient_error(trial, "backsolve") < 1e-6

@@ -302,3 +302,25 @@ def test_on_a_gpu(event, device: torch.device) -> None:
         )
     assert plain.stats.nfe == compiled.stats.nfe
     torch.testing.assert_close(compiled.y, plain.y, rtol=1e-9, atol=1e-9)
+
+
+class WithItsOwnGradient(torch.nn.Module):
+    """Dynamics that use `torch.func.vjp`, which cannot be run under hooks on saved tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        value, pull = torch.func.vjp(lambda z: torch.tanh(self.layer(z)), y)
+        slope: Tensor = value + pull(torch.ones_like(value))[0]
+        return slope
+
+
+def test_dynamics_with_a_gradient_of_their_own() -> None:
+    torch.manual_seed(0)
+    f, y0, found = WithItsOwnGradient().double(), torch.randn(3, 2, dtype=torch.float64), []
+    for compiled in (False, True):
+        y = solve(f, y0, [0.0, 1.0], compile=compiled).y
+        found.append([y[-1], *torch.autograd.grad(y[-1].sum(), list(f.parameters()))])
+    torch.testing.assert_close(found[1], found[0])

@@ -156,10 +156,17 @@ def test_untrained_densities_integrate_to_one() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["direct", "recursive_checkpoint", "backsolve", "interpolating"])
-def test_gradients_of_the_log_density(gradient: str) -> None:
-    flow = ContinuousFlow(planar(2), 2, gradient=gradient, **TIGHT)
+@pytest.mark.parametrize("trace", ["exact", "autograd", "gaussian", "rademacher"])
+def test_gradients_of_the_log_density(trace: str, gradient: str) -> None:
+    """Also of estimates: with the same noise they are functions of the parameters like any other."""
+    torch.manual_seed(0)
+    flow = ContinuousFlow(planar(2), 2, trace=trace, gradient=gradient, **TIGHT)
     x = cloud(3)
-    flow.log_prob(x).sum().backward()
+
+    def total() -> Tensor:
+        return flow.log_prob(x, torch.Generator().manual_seed(7)).sum()
+
+    total().backward()
     parameter = flow.f.weights.layers[4].weight
     assert parameter.grad is not None
     for i, j in ((0, 1), (5, 3), (9, 7)):
@@ -167,10 +174,23 @@ def test_gradients_of_the_log_density(gradient: str) -> None:
         for shift in (-1e-4, 1e-4):
             with torch.no_grad():
                 parameter[i, j] += shift
-                values.append(float(flow.log_prob(x).sum()))
+                values.append(float(total()))
                 parameter[i, j] -= shift
         expected = (values[1] - values[0]) / 2e-4
         assert float(parameter.grad[i, j]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_estimated_traces_can_be_compiled() -> None:
+    """Forward mode inside of a graph; a fall-back would warn, and warnings are errors here."""
+    torch.manual_seed(0)
+    dynamics, x, found = planar(2), cloud(3), []
+    for compiled in (False, True):
+        flow = ContinuousFlow(dynamics, 2, trace="gaussian", compile=compiled, **TIGHT)
+        flow.log_prob(x, torch.Generator().manual_seed(7)).sum().backward()
+        found.append([p.grad.clone() for p in dynamics.parameters()])
+        dynamics.zero_grad()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["tsit5", "adams", "rk4"])

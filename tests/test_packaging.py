@@ -93,6 +93,7 @@ def test_imports_go_one_way() -> None:
         ["odeint"],
         ["models", "data", "measure", "claims", "workspace", "display"],
         ["training", "experiments", "figures"],
+        ["sweep"],
         ["pipeline"],
     ]
     level = {name: depth for depth, names in enumerate(layers) for name in names}

@@ -17,6 +17,7 @@ from neural_ode.experiments.tolerance import (
     error_rates,
     evaluations_at,
     forward_sweep,
+    path_of,
     per_digit,
     sharing,
     times_of_their_own,
@@ -134,6 +135,18 @@ def test_every_digit_has_its_own_count() -> None:
     expected = np.log(np.exp(np.exp(-60 * levels)) + 9) - np.exp(-60 * levels)
     assert found.loss == pytest.approx(expected, abs=1e-4)
     assert not found.wrong.any()
+
+
+def test_steps_on_the_way_of_an_image() -> None:
+    found = path_of(bright_network().double(), shades(100).images[0], "dopri5", 1e-4)
+    assert found.nodes[[0, -1]].tolist() == [0, 1]
+    assert len(found.nodes) == found.stats.accepted + 1
+    exact = np.exp(-60 * 100 / 255 * found.nodes)  # the second channel; the first one stays
+    assert found.at_nodes[:, -1] == pytest.approx(exact, abs=1e-3)
+    assert found.z[-1, -1] == pytest.approx(exact[-1], abs=1e-6)
+    tighter = path_of(bright_network().double(), shades(100).images[0], "dopri5", 1e-6)
+    assert tighter.stats.nfe > found.stats.nfe
+    assert tighter.error < found.error < 1e-4
 
 
 def test_joint_steps_over_separate_ones() -> None:

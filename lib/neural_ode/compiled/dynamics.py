@@ -92,13 +92,16 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
 
     Raises:
         CannotCompile: it depends on other tensors that require gradients, which the backward pass would miss, it
-            draws random numbers, or it does not fit the state.
+            draws random numbers, it does not fit the state, or it fails.
     """
     rng = torch.get_rng_state()
     # The graph is looked at and dropped: hooks that measure what is kept for a backward pass are not to see it.
     with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_same, _same):
         fresh = tuple(p.detach().requires_grad_() for p in dynamics.params) if grad else ()
-        slope = with_parameters(dynamics, fresh)(time, y0.detach())
+        try:
+            slope = with_parameters(dynamics, fresh)(time, y0.detach())
+        except RuntimeError as error:  # torch.func.vjp, for one, suffers no such hooks
+            raise CannotCompile(f"f cannot be looked at: {error}") from error
     if not torch.equal(rng, torch.get_rng_state()):
         raise CannotCompile("f draws random numbers")
     try:

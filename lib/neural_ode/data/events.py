@@ -60,7 +60,11 @@ class Events(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """Which entries of `times` are events, bool."""
-        return torch.arange(self.times.shape[1]) < self.lengths[:, None]
+        return torch.arange(self.times.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def to(self, device: str | torch.device) -> "Events":
+        """The same sequences on a device."""
+        return Events(self.times.to(device), self.lengths.to(device), self.end)
 
     def rows(self, chosen: Tensor) -> "Events":
         """Some of the sequences."""

@@ -33,6 +33,10 @@ class Oscillators(NamedTuple):
     values: Tensor
     phase: Tensor
 
+    def to(self, device: str | torch.device) -> "Oscillators":
+        """The same series on a device."""
+        return Oscillators(self.events.to(device), self.values.to(device), self.phase.to(device))
+
     def rows(self, chosen: Tensor) -> "Oscillators":
         """Some of the series."""
         return Oscillators(self.events.rows(chosen), self.values[chosen], self.phase[chosen])

@@ -42,13 +42,13 @@ def points(name: str, n: int, seed: int | Sequence[int]) -> Tensor:
     return torch.from_numpy(POINT_SETS[name](n, np.random.default_rng(seed))).float()
 
 
-def points_of_picture(picture: ArrayLike, n: int, seed: int) -> Tensor:
+def points_of_picture(picture: ArrayLike, n: int, seed: int | Sequence[int]) -> Tensor:
     """Independent points whose density is the darkness of a picture, spread evenly within each pixel.
 
     Args:
-        picture: darkness, zero or more, shape (height, width), the first row on top.
+        picture: darkness, or brightness, zero or more, shape (height, width), the first row on top.
         n: how many.
-        seed: the same seed gives the same points.
+        seed: a number or several; the same seed gives the same points.
 
     Returns:
         Shape (n, 2), float32; the longer side of the picture goes from -4 to 4.

@@ -120,6 +120,11 @@ class Spirals(NamedTuple):
         """The observations, shape (series, observations, 2)."""
         return self.noisy.take_along_dim(self.observed[..., None], 1)
 
+    def to(self, device: str | torch.device) -> "Spirals":
+        """The same series on a device."""
+        rest = (x.to(device) for x in (self.observed, self.noisy, self.truth, self.clockwise, self.start))
+        return Spirals(self.grid.to(device), self.window, *rest)
+
     def rows(self, chosen: Tensor | slice) -> "Spirals":
         """Some of the series."""
         rest = (x[chosen] for x in (self.observed, self.noisy, self.truth, self.clockwise, self.start))

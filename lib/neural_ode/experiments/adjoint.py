@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "Network",
     "Pendulum",
     "Piece",
+    "RoundTrip",
     "Trial",
     "accuracy",
     "adjoint_pieces",
@@ -44,6 +45,7 @@ __all__ = [
     "hessian_vector_error",
     "problems",
     "reconstruction",
+    "round_trip",
     "time_gradient_error",
     "train",
     "train_flow",
@@ -63,6 +65,9 @@ FAILED = 1e99
 """Stands for the error of a solve that could not be finished, where a number is needed."""
 
 MAX_STEPS = 1000
+
+REFERENCE = 1e-13
+"""Tolerance of the solves, by `dopri8`, that stand for the exact result."""
 
 
 def mean_square(state: State) -> Tensor:
@@ -91,6 +96,11 @@ class Trial:
     def parts(self) -> tuple[Tensor, ...]:
         """The tensors of `y0`."""
         return self.y0 if isinstance(self.y0, tuple) else (self.y0,)
+
+    def to(self, device: str | torch.device) -> "Trial":
+        """The same problem on a device. As with any module, `f` itself is moved."""
+        y0 = tuple(part.to(device) for part in self.parts())
+        return replace(self, f=self.f.to(device), y0=y0 if isinstance(self.y0, tuple) else y0[0])
 
 
 class Network(nn.Module):
@@ -142,22 +152,24 @@ class Pendulum(nn.Module):
         return torch.stack([speed, -g * torch.sin(angle) - damping * speed], dim=-1)
 
 
-def problems(iterations: int) -> dict[str, Trial]:
+def problems(iterations: int, device: str | torch.device = "cpu") -> dict[str, Trial]:
     """A smooth network with random weights, one that was trained, a stiff problem and a chaotic one.
 
     Args:
         iterations: of training.
+        device: where the problems are to be solved. Random numbers are the same on all devices.
     """
     torch.manual_seed(0)
     random = Network()
-    trained = Network()
+    trained = Network().to(device)
     train(trained, iterations)
-    return {
+    trials = {
         "random network": Trial(random, torch.randn(8, 2, dtype=torch.float64), 2.0),
         "trained network": Trial(trained, torch.randn(8, 2, dtype=torch.float64), 1.0),
         "stiff": Trial(Decay(), torch.tensor([0.0, 1.5], dtype=torch.float64), 2.0),
         "chaotic": Trial(Lorenz(), torch.tensor([[1.0, 1.0, 20.0]], dtype=torch.float64), 5.0),
     }
+    return {name: trial.to(device) for name, trial in trials.items()}
 
 
 def further_problems(flow: nn.Module, points: Tensor) -> dict[str, Trial]:
@@ -165,16 +177,17 @@ def further_problems(flow: nn.Module, points: Tensor) -> dict[str, Trial]:
 
     Args:
         flow: the dynamics of the points and the log-density of a trained flow.
-        points: what it is to be evaluated at, shape (n, 2).
+        points: what it is to be evaluated at, shape (n, 2). The problems are solved where they lie.
     """
     torch.manual_seed(3)
     pixels = torch.randn(4, 8, 6, 6, dtype=torch.float64)
-    return {
+    trials = {
         "pendulum": Trial(Pendulum(), torch.tensor([[2.0, 0.0], [1.0, 1.0]], dtype=torch.float64), 5.0),
         "wide network": Trial(Network(50), torch.randn(16, 2, dtype=torch.float64), 5.0),
         "continuous flow": Trial(flow, (points, points.new_zeros(len(points))), 0.0, 1.0, negative_log_likelihood),
         "convolutions": Trial(ConvDynamics(8).double(), pixels, 1.0),
     }
+    return {name: trial.to(points.device) for name, trial in trials.items()}
 
 
 def negative_log_likelihood(state: State) -> Tensor:
@@ -198,6 +211,8 @@ def train(f: nn.Module, iterations: int, **how: Any) -> float:
     radius = torch.where(torch.arange(64) % 2 == 0, 0.5, 1.5).double()
     points = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
     sign = torch.where(radius < 1, -1.0, 1.0)
+    device = next(f.parameters()).device
+    points, sign = points.to(device), sign.to(device)
     optimizer = torch.optim.Adam(f.parameters(), lr=0.03)
     settings: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4, "gradient": "direct", **how}
     loss = torch.zeros(())
@@ -211,8 +226,10 @@ def train(f: nn.Module, iterations: int, **how: Any) -> float:
     return loss.item()
 
 
-def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[WithLogDensity, Tensor, float]:
-    """Fit a continuous flow to two half-moons by maximum likelihood.
+def train_flow(
+    iterations: int, device: str | torch.device = "cpu", width: int = 16, n: int = 64
+) -> tuple[WithLogDensity, Tensor, float]:
+    """Fit a continuous flow to two half-moons by maximum likelihood, on a device.
 
     Returns:
         Its dynamics, with the log-density, the points, shape (n, 2), and the negative log-likelihood at the end.
@@ -222,8 +239,8 @@ def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[WithLogDe
     upper = (torch.arange(n) % 2 == 0).double()
     centre = torch.stack([0.5 - upper, 0.25 - 0.5 * upper], dim=1)
     arc = torch.stack([angle.cos(), angle.sin() * (2 * upper - 1)], dim=1)
-    points = 1.5 * (arc + centre) + 0.1 * torch.randn(n, 2, dtype=torch.float64)
-    flow = ContinuousFlow(PlanarDynamics(GatedUnits(2, width)), 2, rtol=1e-4, atol=1e-4).double()
+    points = (1.5 * (arc + centre) + 0.1 * torch.randn(n, 2, dtype=torch.float64)).to(device)
+    flow = ContinuousFlow(PlanarDynamics(GatedUnits(2, width)), 2, rtol=1e-4, atol=1e-4).double().to(device)
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.02)
     loss = torch.zeros(())
     for _ in tqdm(range(iterations), desc="flow", unit="step"):
@@ -235,7 +252,8 @@ def train_flow(iterations: int, width: int = 16, n: int = 64) -> tuple[WithLogDe
 
 
 class Piece(NamedTuple):
-    """The adjoint between two observations: times, descending, shape (k,), and `a(t)`, shape (k, *state)."""
+    """The adjoint between two observations: times, descending, shape (k,), and `a(t)`, shape (k, *state); on the
+    CPU."""
 
     t: Tensor
     a: Tensor
@@ -274,8 +292,9 @@ def adjoint_pieces(
             times = torch.linspace(float(t[i]), float(t[i - 1]), points, dtype=torch.float64)
             path = solve(_without_graph(system), system.pack(states[i], a + jumps[i - 1], ()), times, **how).y
             assert isinstance(path, Tensor)
-            pieces.append(Piece(times, torch.stack([system.adjoint(state) for state in path])))
-            a = pieces[-1].a[-1]
+            found = torch.stack([system.adjoint(state) for state in path])
+            pieces.append(Piece(times, found.cpu()))
+            a = found[-1]
     return pieces
 
 
@@ -301,7 +320,7 @@ def _last(y: State) -> State:
 
 
 def _reference(trial: Trial) -> Tensor:
-    return _gradient(trial, method="dopri8", rtol=1e-13, atol=1e-13, gradient="direct")[0]
+    return _gradient(trial, method="dopri8", rtol=REFERENCE, atol=REFERENCE, gradient="direct")[0]
 
 
 def accuracy(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> list[dict[str, Any]]:
@@ -377,6 +396,53 @@ def reconstruction(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> 
     return rows
 
 
+class RoundTrip(NamedTuple):
+    """A solve forwards, and one back from where it ended; on the CPU.
+
+    Attributes:
+        t, there: times, shape (n,), and states, shape (n, numbers).
+        t_back, back: the same of the way back, descending; shorter if it could not be finished.
+        error: `‖z0 - ẑ0‖ / ‖z0‖`, or `None` if the way back could not be finished.
+    """
+
+    t: Tensor
+    there: Tensor
+    t_back: Tensor
+    back: Tensor
+    error: float | None
+
+
+@torch.no_grad()
+def round_trip(trial: Trial, tolerance: float, points: int = 200) -> RoundTrip:
+    """Both ways of a problem, as the adjoint method solves its state.
+
+    Args:
+        trial: with a tensor as its state.
+        tolerance: of both solves.
+        points: on each way.
+
+    Raises:
+        SolverError: the way there could not be finished.
+    """
+    assert isinstance(trial.y0, Tensor)
+    # Counted from point to point: far more than a solve needs, few enough to give up one that diverges at once.
+    how: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "max_steps": 50}
+    times = torch.linspace(trial.start, trial.end, points, dtype=torch.float64)
+    there = _tensor(solve(trial.f, trial.y0, times, **how).y)
+    try:
+        solution, finished = solve(trial.f, there[-1], times.flip(0), **how), True
+    except SolverError as error:
+        solution, finished = error.partial, False
+    back = _tensor(solution.y)
+    distance = float((back[-1] - trial.y0).norm() / trial.y0.norm()) if finished else None
+    return RoundTrip(times, there.flatten(1).cpu(), solution.t.cpu(), back.flatten(1).cpu(), distance)
+
+
+def _tensor(state: State) -> Tensor:
+    assert isinstance(state, Tensor)
+    return state
+
+
 def time_gradient_error(trial: Trial, gradient: str | Gradient, step: float = 2e-3) -> float:
     """Relative difference of the gradients of start and end time to five-point differences of a tight solve."""
 
@@ -384,7 +450,7 @@ def time_gradient_error(trial: Trial, gradient: str | Gradient, step: float = 2e
         return trial.loss(_last(solve(trial.f, trial.y0, t, **how).y))
 
     def exact(t: Tensor) -> Tensor:
-        return loss(t, method="dopri8", rtol=1e-13, atol=1e-13)
+        return loss(t, method="dopri8", rtol=REFERENCE, atol=REFERENCE)
 
     t = torch.tensor([0.3, 0.3 + trial.end], dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(loss(t, gradient=gradient, rtol=1e-10, atol=1e-10), t)
@@ -392,7 +458,7 @@ def time_gradient_error(trial: Trial, gradient: str | Gradient, step: float = 2e
         shifts = step * torch.eye(2, dtype=torch.float64)
         near = torch.stack([exact(t + s) - exact(t - s) for s in shifts])
         far = torch.stack([exact(t + 2 * s) - exact(t - 2 * s) for s in shifts])
-    differences = (8 * near - far) / (12 * step)
+    differences = ((8 * near - far) / (12 * step)).to(found)
     return float((found - differences).norm() / differences.norm())
 
 

@@ -90,13 +90,17 @@ class Flow(nn.Module):
         return y
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def train(model: nn.Module, target: Callable[[Tensor], Tensor], iterations: int, label: str) -> float:
     """Fit `target` on 64 inputs by least squares, with Adam and a one-cycle learning rate.
 
     Returns:
         The root mean square of the residuals.
     """
-    x = inputs(64)
+    x = inputs(64).to(_device(model))
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=iterations)
     for _ in tqdm(range(iterations), desc=label, unit="step"):
@@ -134,7 +138,8 @@ def trace(flow: Flow, start: float, **how: Any) -> list[Evaluation]:
         found.append(Evaluation(t.item(), h.item()))
         return flow.field(t, h)
 
-    solve(watched, torch.tensor([[start]], dtype=torch.float64), (0.0, float(DEPTH)), **how)
+    h0 = torch.tensor([[start]], dtype=torch.float64, device=_device(flow))
+    solve(watched, h0, (0.0, float(DEPTH)), **how)
     return found
 
 
@@ -145,7 +150,7 @@ def euler_errors(flow: Flow, steps: Sequence[int]) -> list[float]:
     With Euler's method the network is a residual network with tied weights; with more and shorter steps it should
     become the ODE.
     """
-    x = inputs(64)
+    x = inputs(64).to(_device(flow))
     span = (0.0, float(DEPTH))
     exact = flow.states(x, span, rtol=1e-11, atol=1e-11)[-1]
     return [root_mean_square(flow.states(x, span, method="euler", step_size=DEPTH / n)[-1] - exact) for n in steps]

@@ -107,6 +107,7 @@ def latent_ode_run(
     training: Mapping[str, Any],
     folders: tuple[Path, Path],
     name: str = "base",
+    device: str | torch.device = "cpu",
 ) -> Row:
     """Train a latent ODE, keep its weights, and measure its errors on test series.
 
@@ -118,23 +119,25 @@ def latent_ode_run(
         training: see `train_latent_ode`.
         folders: for checkpoints and for weights.
         name: of the setting, for the files.
+        device: where to train.
 
     Returns:
         The errors of `latent_ode_errors`, and `all windows`: beyond windows that may start anywhere, so that points
-        beyond them lie where training never was.
+        beyond them lie where training never was; `validation`: `beyond` on validation series.
     """
     train = spirals_for(setting, series[0], observations, seed, TRAIN)
     validation = spirals_for(setting, series[1], observations, seed, VALIDATION)
     test = spirals_for(setting, series[1], observations, seed, TEST)
     file = run_name(name, observations, seed)
     model, history = train_latent_ode(
-        train, validation, seed, training, setting.model, setting.solver, folders[0] / f"{file}.pt"
+        train, validation, seed, training, setting.model, setting.solver, folders[0] / f"{file}.pt", device
     )
     save_run(model, history, folders[1], file)
     anywhere = spirals_for(setting, series[1], observations, seed, TEST, inside=False)
     return {
         **latent_ode_errors(model, test),
         "all windows": latent_ode_errors(model, anywhere)["beyond"],
+        "validation": history[-1]["beyond"],
         "NFE": history[-1]["nfe_forward"],
         "ms per step": 1e3 * history[-1]["seconds"] / training["steps"],
     }
@@ -147,6 +150,7 @@ def rnn_run(
     series: tuple[int, int],
     training: Mapping[str, Any],
     folders: tuple[Path, Path],
+    device: str | torch.device = "cpu",
 ) -> Row:
     """Train a network of `RNNS` on the data of `BASE`; arguments and results as for `latent_ode_run`.
 
@@ -159,12 +163,13 @@ def rnn_run(
     validation = spirals_for(BASE, series[1], observations, seed, VALIDATION)
     test = spirals_for(BASE, series[1], observations, seed, TEST)
     file = run_name(kind, observations, seed)
-    model, history = train_rnn(train, validation, seed, training, RNNS[kind], folders[0] / f"{file}.pt")
+    model, history = train_rnn(train, validation, seed, training, RNNS[kind], folders[0] / f"{file}.pt", device)
     save_run(model, history, folders[1], file)
     anywhere = spirals_for(BASE, series[1], observations, seed, TEST, inside=False)
     return {
         **rnn_errors(model, test),
         "all windows": rnn_errors(model, anywhere)["beyond"],
+        "validation": history[-1]["beyond"],
         "ms per step": 1e3 * history[-1]["seconds"] / training["steps"],
     }
 

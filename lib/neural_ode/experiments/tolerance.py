@@ -21,6 +21,7 @@ from neural_ode.measure.timing import seconds_of
 from neural_ode.methods import BlackBox, ScipySolver
 from neural_ode.models.mnist import MnistNet
 from neural_ode.models.ode_block import OdeBlock
+from neural_ode.solution import Statistics
 from neural_ode.solve import solve
 from neural_ode.state import rms_norm
 from neural_ode.training.mnist import error_rate
@@ -29,12 +30,14 @@ __all__ = [
     "SOLVERS",
     "Digits",
     "Forward",
+    "Path",
     "Scaled",
     "as_floats",
     "backward_scales",
     "error_rates",
     "evaluations_at",
     "forward_sweep",
+    "path_of",
     "per_digit",
     "sharing",
     "times_of_their_own",
@@ -272,6 +275,49 @@ def per_digit(model: MnistNet, split: Split, tolerance: float, method: str, batc
         parts.append((solution.stats.per_sample.nfe, loss.double(), logits.argmax(1) != labels))
     columns = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     return Digits(*columns)
+
+
+class Path(NamedTuple):
+    """The features of one image on their way through the ODE block.
+
+    Attributes:
+        t, z: times, shape (n,), and features, shape (n, features), of a tight solve.
+        nodes, at_nodes: the ends of the steps that the solver took, and where it was then; shapes as above.
+        stats: what that solve cost.
+        error: of the features at the end, relative to the tight solve.
+    """
+
+    t: NDArray[np.float64]
+    z: NDArray[np.float64]
+    nodes: NDArray[np.float64]
+    at_nodes: NDArray[np.float64]
+    stats: Statistics
+    error: float
+
+
+@torch.no_grad()
+def path_of(model: MnistNet, image: Tensor, method: str, tolerance: float, points: int = 100) -> Path:
+    """Where a solver steps on the way of one image, beside the way itself.
+
+    Args:
+        model: in float64, with an ODE block.
+        image: uint8, shape (1, 28, 28).
+        method: with error control and dense output.
+        tolerance: relative and absolute.
+        points: of the tight solve.
+    """
+    f, state = _block(model).f, model.stem(as_floats(image[None], model))
+    times = torch.linspace(*SPAN, points, dtype=torch.float64)
+    exact = solve(f, state, times, method="adams", rtol=1e-7, atol=1e-7).y
+    solution = solve(f, state, SPAN, method=method, rtol=tolerance, atol=tolerance, dense=True)
+    nodes = torch.tensor([0.0, *solution.stats.step_sizes], dtype=torch.float64).cumsum(0).clamp(max=SPAN[1])
+    assert isinstance(exact, Tensor)
+    assert solution.dense is not None
+    at_nodes = solution.dense(nodes)
+    assert isinstance(at_nodes, Tensor)
+    error = rms_norm(_end(solution.y) - exact[-1]) / rms_norm(exact[-1])
+    t, z, ends, at_ends = (x.cpu().numpy() for x in (times, exact.flatten(1), nodes, at_nodes.flatten(1)))
+    return Path(t, z, ends, at_ends, solution.stats, float(error))
 
 
 @torch.no_grad()

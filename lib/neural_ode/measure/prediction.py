@@ -19,9 +19,14 @@ def rmse(predicted: Tensor, truth: Tensor) -> float:
 
 @torch.no_grad()
 def latent_ode_predictions(model: LatentODE, spirals: Spirals) -> Tensor:
-    """At all points of the window and beyond, from the mean of `q(z_t0 | x)`; shape (series, points, 2)."""
-    mean, _ = model.recognition(spirals.times, spirals.values)
-    return model.predict(mean, spirals.grid)
+    """At all points of the window and beyond, from the mean of `q(z_t0 | x)`; shape (series, points, 2).
+
+    Computed where the model is, and returned where the series are.
+    """
+    home = spirals.truth.device
+    there = spirals.to(next((p.device for p in model.parameters()), home))
+    mean, _ = model.recognition(there.times, there.values)
+    return model.predict(mean, there.grid).to(home)
 
 
 def latent_ode_errors(model: LatentODE, spirals: Spirals) -> Mapping[str, float]:

@@ -35,7 +35,7 @@ class BackwardRNN(nn.Module):
             times: since `t0`, ascending, shape (series, m).
             values: the observations, shape (series, m, data).
             lengths: how many of the m are observations, the first ones, where series differ in that; at least 1,
-                int64 on the CPU, shape (series,).
+                int64, shape (series,).
         """
         inputs = values
         if self.with_times:
@@ -46,9 +46,13 @@ class BackwardRNN(nn.Module):
         else:
             if lengths.min() < 1 or lengths.max() > inputs.shape[1]:
                 raise InvalidArgumentError(f"lengths must be 1 to {inputs.shape[1]}, got {lengths.tolist()}")
-            backwards = (lengths[:, None] - 1 - torch.arange(inputs.shape[1])).clamp(min=0).to(inputs.device)
+            place = torch.arange(inputs.shape[1], device=lengths.device)
+            backwards = (lengths[:, None] - 1 - place).clamp(min=0).to(inputs.device)
             turned = inputs.take_along_dim(backwards[..., None], 1)
-            packed = nn.utils.rnn.pack_padded_sequence(turned, lengths, batch_first=True, enforce_sorted=False)
+            # PyTorch wants lengths on the CPU.
+            packed = nn.utils.rnn.pack_padded_sequence(
+                turned, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
             _, state = self.rnn(packed)
         mean, log_variance = self.out(state[0]).chunk(2, dim=-1)
         return mean, log_variance

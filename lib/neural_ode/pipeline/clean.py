@@ -7,12 +7,15 @@ from nbformat import NotebookNode
 
 __all__ = ["clean"]
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""Names a widget of a kernel that is gone: a front end would look for it in vain, and not show the words beside."""
+
 PROGRESS_BAR = re.compile(r"\r[^\r\n|]*\|[^\r\n|]*\|[^\r\n\]]*(\]|$)")
 """`label: 10%|###    | 1/10 [00:01<00:09, details]`, drawn over the one before."""
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
-    """Drop timing metadata, progress bars and widget state; number the cell that papermill injects.
+    """Drop timing metadata, progress bars and widgets; number the cell that papermill injects.
 
     Changes and returns `notebook`.
     """
@@ -25,6 +28,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
             cell.id = "injected-parameters"
         if cell.cell_type == "code":
             cell.outputs = [output for output in _merge_streams(cell.outputs) if _without_progress(output)]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
     nbformat.validate(notebook)
     return notebook
 

@@ -51,8 +51,11 @@ def scoreboard(board: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(
         [
             f"{counts} In brackets the 95 % interval, n: seeds or measurements.\n",
-            *_table([*failing, *holding]),
-            "\n<details><summary>Undecided: not measured at full scale yet, or by one seed only</summary>\n",
+            "**What does not hold**\n",
+            *_table(failing),
+            "\n**What holds**\n",
+            *_table(holding),
+            "\n<details><summary>Undecided: not measured at full scale yet</summary>\n",
             *_table(waiting),
             "\n</details>\n",
         ]

@@ -18,14 +18,20 @@ import nbformat
 from neural_ode.errors import NeuralODEError
 from neural_ode.files import replacing, write_atomically
 from neural_ode.pipeline.clean import clean
+from neural_ode.pipeline.command import exit_status
 from neural_ode.pipeline.parameters import check_parameters, declared_parameters, read_parameters
 from neural_ode.workspace import OUTPUT_VARIABLE, project_root
 
-__all__ = ["main", "run_notebook"]
+__all__ = ["main", "run_notebook", "staging"]
 
 
 class NotebookFailedError(NeuralODEError):
     """A cell of a notebook raised an exception."""
+
+
+def staging(root: Path, profile: str, notebook: str) -> Path:
+    """Where the results of a notebook lie until it has succeeded, and its checkpoints."""
+    return root / ".staging" / profile / notebook
 
 
 def run_notebook(source: Path, profile: str) -> Path:
@@ -53,7 +59,7 @@ def run_notebook(source: Path, profile: str) -> Path:
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
 
     # What a killed run left is of no use, but for its checkpoints: training resumes from them.
-    stage = root / ".staging" / profile / name
+    stage = staging(root, profile, name)
     for part in ("figures", "runs"):
         shutil.rmtree(stage / part, ignore_errors=True)
     executed = stage / "figures" / profile / f"{name}.ipynb"
@@ -110,13 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebook", type=Path, help="a source-only notebook, such as .nbsrc/04_mnist.ipynb")
     parser.add_argument("--profile", default="quick", help="names the file of parameters in params/")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         executed = run_notebook(options.notebook, options.profile)
-    except NeuralODEError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    print(f"\nwrote {executed.relative_to(project_root())}")
-    return 0
+        print(f"\nwrote {executed.relative_to(project_root())}")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

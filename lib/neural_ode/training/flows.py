@@ -1,5 +1,7 @@
 """Training flows: density matching (Figure 4) and maximum likelihood (Figure 5)."""
 
+import copy
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,21 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from neural_ode.data.densities import get_target
-from neural_ode.data.points import points
+from neural_ode.data.points import points, points_of_picture
 from neural_ode.errors import NonFiniteError
 from neural_ode.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
 from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from neural_ode.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Fit, Row, fit
 from neural_ode.training.planar import PlanarState, planar_steps
 
-__all__ = ["Likelihood", "Matching", "Objective", "rate_factor", "train_continuous", "train_planar"]
+__all__ = [
+    "Likelihood",
+    "Matching",
+    "Objective",
+    "PictureLikelihood",
+    "rate_factor",
+    "train_continuous",
+    "train_planar",
+]
 
 CHUNK = 1000
 """Steps of the planar flows that are made in one call."""
@@ -32,6 +44,7 @@ class Objective(ABC):
 
     Attributes:
         name: of the target or data set.
+        identity: what tells it from others: another one's checkpoint is not resumed.
         leads_to: where the layers of a planar flow are to lead.
     """
 
@@ -39,6 +52,7 @@ class Objective(ABC):
 
     def __init__(self, name: str):
         self.name = name
+        self.identity = [type(self).__name__, name]
 
     @abstractmethod
     def inputs(self, n: int, seed: Sequence[int]) -> Tensor:
@@ -98,6 +112,24 @@ class Likelihood(Objective):
         return -flow.log_prob(inputs).mean()
 
 
+class PictureLikelihood(Likelihood):
+    """The negative log-likelihood of fresh points of a picture.
+
+    Args:
+        name: for the progress bar.
+        picture: brightness, see `neural_ode.data.points.points_of_picture`.
+    """
+
+    def __init__(self, name: str, picture: ArrayLike):
+        super().__init__(name)
+        self.picture = np.asarray(picture, dtype=np.float64)
+        self.identity = [*self.identity, hashlib.sha256(self.picture.tobytes()).hexdigest()]
+
+    def inputs(self, n: int, seed: Sequence[int]) -> Tensor:
+        """Points of the picture."""
+        return points_of_picture(self.picture, n, seed)
+
+
 @dataclass(frozen=True)
 class _Together:
     """The energies of several objectives, each for as many runs as there are seeds."""
@@ -122,6 +154,7 @@ def train_continuous(
     solver: Mapping[str, Any],
     checkpoint: Path | None = None,
     evaluate: Callable[[ContinuousFlow], Mapping[str, float]] = lambda flow: {},
+    device: str | torch.device = "cpu",
 ) -> tuple[ContinuousFlow, list[Row]]:
     """Train a continuous flow of planar units with Adam.
 
@@ -134,39 +167,42 @@ def train_continuous(
             history).
         solver: keyword arguments of `neural_ode.solve`.
         checkpoint: see `neural_ode.training.loop.fit`.
-        evaluate: gives numbers for the history, from time to time.
+        evaluate: gives numbers for the history, from time to time, of the flow on the CPU.
+        device: where to train.
 
     Returns:
-        The flow and the history of its training.
+        The flow, on the CPU, and the history of its training.
     """
     torch.manual_seed(seed)
     dynamics = PlanarDynamics(HyperNetwork(2, units, training["hidden"]))
-    flow = ContinuousFlow(dynamics, 2, (0.0, training["span"]), **solver)
+    flow = ContinuousFlow(dynamics, 2, (0.0, training["span"]), **solver).to(device)
     optimizer = Adam(flow.parameters(), lr=training["rate"])
     steps = training["iterations"]
     task = Fit(
         model=flow,
         loss=lambda model, given: objective.loss(model, *given),
         batch=lambda step: (
-            objective.inputs(training["batch"], (seed, step)),
+            objective.inputs(training["batch"], (seed, step)).to(device),
             _weight(step, steps, training["annealing"]),
         ),
         optimizer=optimizer,
         scheduler=LambdaLR(optimizer, lambda step: rate_factor(step, steps)),
         epochs=training["records"],
         steps_per_epoch=steps // training["records"],
-        evaluate=lambda model: evaluate(cast(ContinuousFlow, model)),
+        evaluate=lambda model: evaluate(copy.deepcopy(cast(ContinuousFlow, model)).cpu()),
         settings={
-            "objective": [type(objective).__name__, objective.name],
+            "objective": objective.identity,
             "units": units,
             "seed": seed,
             "training": dict(training),
             "solver": dict(solver),
+            "device": str(device),
         },
         code=Path(__file__),
         label=f"CNF, {objective.name}, M = {units}, seed {seed}",
     )
-    return flow, fit(task, checkpoint)
+    history = fit(task, checkpoint)
+    return flow.cpu(), history
 
 
 def train_planar(
@@ -175,6 +211,7 @@ def train_planar(
     seeds: Sequence[int],
     training: Mapping[str, Any],
     checkpoint: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[dict[tuple[str, int], PlanarFlow], float]:
     """Train planar flows with RMSprop, all objectives and seeds at once.
 
@@ -186,9 +223,10 @@ def train_planar(
         seeds: decide the initial weights and the points.
         training: `iterations`, `batch`, `rate`, `annealing`; see `train_continuous`.
         checkpoint: the file, written every half minute.
+        device: where to train.
 
     Returns:
-        The flows by name of objective and seed, and how many seconds were spent.
+        The flows, on the CPU, by name of objective and seed, and how many seconds were spent.
 
     Raises:
         NonFiniteError: a parameter became NaN or infinite.
@@ -201,17 +239,24 @@ def train_planar(
     names = ("w", "u", "b")
     state = PlanarState.start(*(torch.stack([getattr(f, x).detach() for f in flows.values()]) for x in names))
     kind = [type(objectives[0]).__name__, *(objective.name for objective in objectives)]
-    settings = {"kind": kind, "layers": layers, "seeds": list(seeds), "training": dict(training)}
+    settings = {
+        "kind": kind,
+        "layers": layers,
+        "seeds": list(seeds),
+        "training": dict(training),
+        "device": str(device),
+    }
     run, done, seconds = fingerprint(settings, Path(__file__)), 0, 0.0
     if checkpoint is not None and (saved := load_checkpoint(checkpoint, run)) is not None:
         state, done, seconds = PlanarState(*saved["state"]), saved["done"], saved["seconds"]
+    state = PlanarState(*(x.to(device) for x in state))
     steps, energy = training["iterations"], _Together(objectives)
     started = saved_at = time.monotonic()
     with tqdm(total=steps, initial=done, desc=f"NF, K = {layers}", unit="step", dynamic_ncols=True) as bar:
         while done < steps:
             number = min(CHUNK, steps - done)
-            given = _chunk(objectives, seeds, training, done, number)
-            state = planar_steps(state, *given, energy, " ".join(kind))
+            inputs, rates, weights = (x.to(device) for x in _chunk(objectives, seeds, training, done, number))
+            state = planar_steps(state, inputs, rates, weights, energy, " ".join(kind))
             if not all(x.isfinite().all() for x in state):
                 raise NonFiniteError(f"planar flows diverge before step {done + number}: lower the learning rate")
             done += number

@@ -18,7 +18,14 @@ from neural_ode.models.mnist import mnist_net
 from neural_ode.training.loop import Fit, Row, fit, read_history
 from neural_ode.training.weights import load_weights, save_run
 
-__all__ = ["TrainedClassifier", "classification_loss", "error_rate", "learning_rate", "train_classifier"]
+__all__ = [
+    "TrainedClassifier",
+    "classification_loss",
+    "classifier_task",
+    "error_rate",
+    "learning_rate",
+    "train_classifier",
+]
 
 
 @dataclass(frozen=True)
@@ -72,19 +79,15 @@ def learning_rate(schedule: str, optimizer: SGD, steps: int) -> LRScheduler:
     raise UnknownNameError("schedule", schedule, ("one-cycle", "stairs"))
 
 
-def train_classifier(
+def classifier_task(
     name: str,
     seed: int,
     data: Mnist,
     training: Mapping[str, Any],
     solver: Mapping[str, Any],
     device: str | torch.device = "cpu",
-    checkpoint: Path | None = None,
-    finished: Path | None = None,
-) -> TrainedClassifier:
-    """Train a row of Table 1 with SGD, momentum 0.9.
-
-    Trainings are long: seeds can be added to results that are there, without making those again.
+) -> Fit:
+    """How a row of Table 1 is trained: with SGD, momentum 0.9.
 
     Args:
         name: a name in `neural_ode.models.MNIST_MODELS`.
@@ -93,15 +96,12 @@ def train_classifier(
         training: `epochs`, `batch_size`, `peak_lr`, `schedule` (see `learning_rate`), `max_shift` (pixels).
         solver: for RK-Net and ODE-Net, keyword arguments of `neural_ode.solve`.
         device: where to train.
-        checkpoint: see `fit`.
-        finished: weights that an earlier run may have saved, the history beside them. If it was this very run, of
-            the same settings and code, they are loaded and nothing is trained.
     """
     torch.manual_seed(seed)
     model = mnist_net(name, **solver).to(device)
     batches = ShuffledBatches(data.train, training["batch_size"], seed, training["max_shift"], device)
     optimizer = SGD(model.parameters(), lr=training["peak_lr"], momentum=0.9)
-    task = Fit(
+    return Fit(
         model=model,
         loss=classification_loss,
         batch=batches,
@@ -122,11 +122,34 @@ def train_classifier(
         code=Path(__file__),
         label=f"{name}, seed {seed}",
     )
+
+
+def train_classifier(
+    name: str,
+    seed: int,
+    data: Mnist,
+    training: Mapping[str, Any],
+    solver: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+    finished: Path | None = None,
+) -> TrainedClassifier:
+    """Train a row of Table 1.
+
+    Trainings are long: seeds can be added to results that are there, without making those again.
+
+    Args:
+        name, seed, data, training, solver, device: see `classifier_task`.
+        checkpoint: see `fit`.
+        finished: weights that an earlier run may have saved, the history beside them. If it was this very run, of
+            the same settings and code, they are loaded and nothing is trained.
+    """
+    task = classifier_task(name, seed, data, training, solver, device)
     if finished is not None and finished.exists():
         with safetensors.safe_open(finished, "pt") as file:
             same = (file.metadata() or {}).get("run") == task.run
         if same:
-            load_weights(model, finished)
+            load_weights(task.model, finished)
             history = read_history(finished.with_suffix(".csv").read_text(encoding="utf-8"))
-            return TrainedClassifier(model, history, task.run)
-    return TrainedClassifier(model, fit(task, checkpoint), task.run)
+            return TrainedClassifier(task.model, history, task.run)
+    return TrainedClassifier(task.model, fit(task, checkpoint), task.run)

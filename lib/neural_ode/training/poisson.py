@@ -68,7 +68,7 @@ class RateModel(nn.Module):
         solved = self.process.solve(self.z0, times, every, events.end)
         logs: Tensor = self.process.rate(solved.at_events)[0].log()
         integral = logs.sum() - solved.log_likelihood[0]
-        row = torch.arange(len(events.lengths)).repeat_interleave(events.lengths)
+        row = torch.arange(len(events.lengths), device=events.lengths.device).repeat_interleave(events.lengths)
         return logs.new_zeros(len(events.lengths)).index_add(0, row, logs) - integral
 
     def rate(self, times: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def relative_squared_error(found: Tensor, truth: Tensor, times: Tensor) -> Tenso
 def rate_error(model: RateModel, rate: str) -> float:
     """Relative integrated squared error of a learned rate."""
     times = torch.linspace(0, RATES[rate].end, POINTS, dtype=torch.float64)
-    return float(relative_squared_error(model.rate(times), RATES[rate].rate(times), times))
+    return float(relative_squared_error(model.rate(times).cpu(), RATES[rate].rate(times), times))
 
 
 def train_rate(
@@ -106,6 +106,7 @@ def train_rate(
     training: Mapping[str, Any],
     solver: Mapping[str, Any],
     checkpoint: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[RateModel, list[Row]]:
     """Maximize the likelihood of event times.
 
@@ -116,26 +117,29 @@ def train_rate(
         training: `steps`, `batch_size`, `lr` (the peak of a cosine schedule).
         solver: keyword arguments of `neural_ode.solve`.
         checkpoint: see `fit`.
+        device: where to train.
 
     Returns:
-        The model and the history, with `error` (see `rate_error`) and `excess`: by how much the negative
-        log-likelihood of a test sequence exceeds that under the true rate, in nats.
+        The model, on the CPU, and the history, with `error` (see `rate_error`) and `excess`: by how much the
+        negative log-likelihood of a test sequence exceeds that under the true rate, in nats.
     """
 
     def loss(net: RateModel, batch: Tensor) -> Tensor:
-        return -net.log_likelihood(train.rows(batch)).mean()
+        return -net.log_likelihood(there.rows(batch)).mean()
 
     def evaluate(net: RateModel) -> Mapping[str, float]:
-        excess = true_log_likelihood(rate, test) - net.log_likelihood(test)
+        excess = true_log_likelihood(rate, test) - net.log_likelihood(test.to(device)).cpu()
         return {"error": rate_error(net, rate), "excess": float(excess.mean())}
 
     torch.manual_seed(seed)
-    net = RateModel(4, train.end, **solver)
+    net, there = RateModel(4, train.end, **solver).to(device), train.to(device)
     batches = Minibatches(len(train.lengths), training["batch_size"], seed)
-    settings = {"rate": rate, "seed": seed, "solver": dict(solver), "events": float(train.times.sum())}
+    settings = {"rate": rate, "seed": seed, "solver": dict(solver), "device": str(device)}
+    settings["events"] = float(train.times.sum())
     label = f"rate {rate}, seed {seed}"
     code = Path(__file__)
-    return net, fit_with_adam(net, loss, batches, evaluate, training, settings, code, label, checkpoint)
+    history = fit_with_adam(net, loss, batches, evaluate, training, settings, code, label, checkpoint)
+    return net.cpu(), history
 
 
 @torch.no_grad()
@@ -153,30 +157,34 @@ def train_joint(
     noise: float,
     solver: Mapping[str, Any],
     checkpoint: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[JointModel, list[Row]]:
     """Maximize the evidence lower bound of observations and their times.
 
     Arguments as for `train_rate`; `noise` is that of the observations.
 
     Returns:
-        The model and the history, with `error`: the relative integrated squared error of the rate, mean over test
-        series.
+        The model, on the CPU, and the history, with `error`: the relative integrated squared error of the rate,
+        mean over test series.
     """
 
     def loss(net: JointModel, batch: Tensor) -> Tensor:
-        some = train.rows(batch)
+        some = there.rows(batch)
         events = some.events
         return -net.elbo(some.values, events.times, events.lengths, events.mask, events.end).mean()
 
     def evaluate(net: JointModel) -> Mapping[str, float]:
         times = torch.linspace(0, test.events.end, POINTS, dtype=torch.float64)
         truth = oscillator_rate(test.phase[:, None], times)
-        return {"error": float(relative_squared_error(joint_rates(net, test, times), truth, times).mean())}
+        found = joint_rates(net, test.to(device), times).cpu()
+        return {"error": float(relative_squared_error(found, truth, times).mean())}
 
     torch.manual_seed(seed)
-    net = JointModel(2, 4, noise, **solver)
+    net, there = JointModel(2, 4, noise, **solver).to(device), train.to(device)
     batches = Minibatches(len(train.phase), training["batch_size"], seed)
-    settings = {"noise": noise, "seed": seed, "solver": dict(solver), "phases": float(train.phase.sum())}
+    settings = {"noise": noise, "seed": seed, "solver": dict(solver), "device": str(device)}
+    settings["phases"] = float(train.phase.sum())
     label = f"joint model, seed {seed}"
     code = Path(__file__)
-    return net, fit_with_adam(net, loss, batches, evaluate, training, settings, code, label, checkpoint)
+    history = fit_with_adam(net, loss, batches, evaluate, training, settings, code, label, checkpoint)
+    return net.cpu(), history

@@ -30,6 +30,7 @@ def train_latent_ode(
     model: Mapping[str, Any],
     solver: Mapping[str, Any],
     checkpoint: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[LatentODE, list[Row]]:
     """Maximize the evidence lower bound with Adam and a cosine schedule.
 
@@ -41,9 +42,10 @@ def train_latent_ode(
         model: arguments of `spiral_latent_ode`: `noise`, and perhaps `layers` and `with_times`.
         solver: keyword arguments of `neural_ode.solve`.
         checkpoint: see `fit`.
+        device: where to train.
 
     Returns:
-        The model and the history, with RMSE `inside` and `beyond` the window of validation series.
+        The model, on the CPU, and the history, with RMSE `inside` and `beyond` the window of validation series.
     """
 
     def loss(net: LatentODE, batch: Batch) -> Tensor:
@@ -55,9 +57,8 @@ def train_latent_ode(
     torch.manual_seed(seed)
     net = spiral_latent_ode(**model, **solver).to(train.noisy.dtype)
     settings = {"kind": "latent ODE", "model": dict(model), "solver": dict(solver)}
-    history = _fit(
-        net, loss, lambda net: latent_ode_errors(net, validation), train, seed, training, settings, checkpoint
-    )
+    data = (train, validation)
+    history = _fit(net, loss, latent_ode_errors, data, seed, training, settings, checkpoint, device)
     return net, history
 
 
@@ -68,6 +69,7 @@ def train_rnn(
     training: Mapping[str, Any],
     with_times: bool,
     checkpoint: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[NextObservationRNN, list[Row]]:
     """Maximize the likelihood of each observation given those before it, with Adam and a cosine schedule.
 
@@ -81,27 +83,42 @@ def train_rnn(
     torch.manual_seed(seed)
     net = NextObservationRNN(2, 25, with_times).to(train.noisy.dtype)
     settings = {"kind": "RNN", "with_times": with_times}
-    history = _fit(net, loss, lambda net: rnn_errors(net, validation), train, seed, training, settings, checkpoint)
+    history = _fit(net, loss, rnn_errors, (train, validation), seed, training, settings, checkpoint, device)
     return net, history
 
 
 def _fit(
     net: nn.Module,
     loss: Callable[[Any, Batch], Tensor],
-    evaluate: Callable[[Any], Mapping[str, float]],
-    train: Spirals,
+    errors: Callable[[Any, Spirals], Mapping[str, float]],
+    data: tuple[Spirals, Spirals],
     seed: int,
     training: Mapping[str, Any],
     settings: Mapping[str, Any],
     checkpoint: Path | None,
+    device: str | torch.device,
 ) -> list[Row]:
+    net.to(device)
+    train, validation = (spirals.to(device) for spirals in data)
     batches = Minibatches(len(train.observed), training["batch_size"], seed)
     warmup = training["kl_warmup"]
 
     def batch(step: int) -> Batch:
         return train.rows(batches(step)), min(1.0, (step + 1) / warmup) if warmup else 1.0
 
-    data = [float(train.noisy.double().sum()), float(train.times.sum()), list(train.observed.shape)]
-    identity = {**settings, "seed": seed, "data": data, "dtype": str(train.noisy.dtype)}
+    drawn = [float(data[0].noisy.double().sum()), float(data[0].times.sum()), list(train.observed.shape)]
+    identity = {**settings, "seed": seed, "data": drawn, "dtype": str(train.noisy.dtype), "device": str(device)}
     label = f"{settings['kind']}, {train.observed.shape[1]} observations, seed {seed}"
-    return fit_with_adam(net, loss, batch, evaluate, training, identity, Path(__file__), label, checkpoint)
+    history = fit_with_adam(
+        net,
+        loss,
+        batch,
+        lambda net: errors(net, validation),
+        training,
+        identity,
+        Path(__file__),
+        label,
+        checkpoint,
+    )
+    net.cpu()
+    return history

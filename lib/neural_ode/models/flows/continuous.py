@@ -83,10 +83,14 @@ class WithLogDensity(nn.Module):
 
 def _jvp(function: Callable[[Tensor], Tensor], z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """The value of a function and its Jacobian-vector product."""
+    jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
+    found: tuple[Tensor, Tensor]
+    if torch.compiler.is_compiling():  # which takes no context manager for warnings
+        found = jvp(function, (z,), (tangent,))
+        return found
     with warnings.catch_warnings():  # PyTorch's own, when forward mode is first used
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-        jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
-        found: tuple[Tensor, Tensor] = jvp(function, (z,), (tangent,))
+        found = jvp(function, (z,), (tangent,))
     return found
 
 

@@ -1,0 +1,265 @@
+"""One function over a grid of settings: here, in some processes of this machine, or on a cluster.
+
+    results = sweep(train, grid(model=["ResNet", "ODE-Net"], seed=range(3)), Path("scratch/sweep"))
+
+Every result is a file as soon as it is there, so a sweep that was killed goes on with what is missing. Where a
+point is computed makes no difference: always by one thread, from random numbers that the point alone decides.
+"""
+
+import hashlib
+import inspect
+import itertools
+import json
+import os
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
+from neural_ode.files import write_atomically
+from neural_ode.training.checkpoint import fingerprint
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["SCHEDULER_VARIABLE", "Point", "SweepError", "grid", "sweep"]
+
+R = TypeVar("R")
+
+Point = Mapping[str, Any]
+"""The settings of one task, by name; values that JSON has."""
+
+SCHEDULER_VARIABLE = "DASK_SCHEDULER_ADDRESS"
+
+# The number of threads and the random numbers belong to the process: one point at a time, also in a Dask worker
+# that was started with several threads. (Reentrant: a point may be a sweep.)
+_ALONE = threading.RLock()
+
+
+class SweepError(NeuralODEError):
+    """Points of a sweep failed, after all others were computed and stored.
+
+    Attributes:
+        failures: each failed point with its exception.
+        results: in the order of the points, `None` where there is none.
+    """
+
+    def __init__(self, message: str, failures: Sequence[tuple[Point, Exception]] = (), results: Sequence[Any] = ()):
+        super().__init__(message)
+        self.failures = list(failures)
+        self.results = list(results)
+
+
+def grid(**axes: Iterable[Any]) -> list[Point]:
+    """All combinations of the axes' values; the last axis changes fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def sweep(
+    function: Callable[..., R],
+    points: Sequence[Point],
+    folder: Path,
+    *,
+    workers: int | None = None,
+    label: str = "sweep",
+    received: Callable[[Point, R], None] | None = None,
+) -> list[R]:
+    """Call `function(**point)` for every point, unless its result is stored already.
+
+    Args:
+        function: of a module, so that other processes can import it. What `functools.partial` binds beforehand does
+            not identify a result: for folders and the like. It must leave alone what other points may read.
+        points: see `grid`.
+        folder: for the results, `<fingerprint>.pickle`; the fingerprint is that of the point, of what `function`
+            and the modules of the library that it imports do, and of the version of PyTorch. Workers on other
+            machines store there too if they can; what they cannot is stored when it arrives here.
+        workers: processes of a Dask cluster on this machine; 0 for none. By default the scheduler whose address
+            is in `DASK_SCHEDULER_ADDRESS`, and none without one.
+        label: name in the progress bar.
+        received: called here with every point and its result, in the order they come in.
+
+    Returns:
+        The results in the order of the points, bit for bit the same however they were computed on one kind of
+        machine.
+
+    Raises:
+        SweepError: some points failed; it names the first and has the results of the others, which are stored.
+        InvalidArgumentError: the function or a point cannot be identified.
+        NeuralODEError: no scheduler answers, or Dask is not installed.
+    """
+    folder = folder.resolve()
+    keys = [_key(function, point) for point in points]
+    waiting = dict(zip(keys, points, strict=True))
+    results: dict[str, R] = {}
+    failures: list[tuple[Point, Exception]] = []
+    total = len(waiting)
+    with tqdm(total=total, desc=label, unit="point", dynamic_ncols=True) as bar:
+        for outcome in _outcomes(function, waiting, folder, workers):
+            point = waiting[outcome.key]
+            if outcome.error is not None:
+                failures.append((point, outcome.error))
+            else:
+                results[outcome.key] = outcome.value
+                if received is not None:
+                    received(point, outcome.value)
+            bar.update()
+    if failures:
+        point, error = failures[0]
+        raise SweepError(
+            f"{label}: {len(failures)} of {total} points failed, at first {_show(point)}: "
+            f"{type(error).__name__}: {error}\n"
+            f"The other results are in {folder}: the same sweep goes on from there",
+            failures,
+            [results.get(key) for key in keys],
+        ) from error
+    return [results[key] for key in keys]
+
+
+class _Outcome(NamedTuple, Generic[R]):
+    """What became of the point with fingerprint `key`; there is a value if there is no error."""
+
+    key: str
+    value: R
+    error: Exception | None = None
+
+
+def _outcomes(
+    function: Callable[..., R], points: Mapping[str, Point], folder: Path, workers: int | None
+) -> Iterator[_Outcome[Any]]:
+    """The stored results, then the others as they come in."""
+    missing = dict(points)
+    for key in points:
+        if (stored := _stored(key, folder)) is not None:
+            del missing[key]
+            yield stored
+    if not missing:
+        return
+    with _client(workers) as client:
+        if client is None:
+            for key, point in missing.items():
+                yield _attempt(key, partial(_compute, function, point, key, folder))
+            return
+        from distributed import as_completed
+
+        # The fingerprint is the name of the task: two sweeps at the same time share what they have in common.
+        futures = [client.submit(_compute, function, missing[key], key, folder, key=key) for key in missing]
+        for future in as_completed(futures):
+            outcome = _attempt(future.key, future.result)
+            if outcome.error is None and not _file(future.key, folder).exists():
+                _store(outcome, folder)
+            future.release()  # or the cluster keeps all results to the end
+            yield outcome
+
+
+def _attempt(key: str, call: Callable[[], R]) -> _Outcome[Any]:
+    try:
+        return _Outcome(key, call())
+    except Exception as error:  # whatever a task can raise: the others go on
+        return _Outcome(key, None, error)
+
+
+def _compute(function: Callable[..., R], point: Point, key: str, folder: Path) -> R:
+    """One point, in whichever process."""
+    if _key(function, point) != key:
+        raise NeuralODEError(
+            "this worker has other code, or another version of PyTorch, than the process that started the sweep: "
+            "update it and start it again"
+        )
+    with _ALONE:
+        # A worker can die after it has stored a result and before it has handed it over.
+        if (stored := _stored(key, folder)) is not None:
+            value: R = stored.value
+            return value
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(hashlib.sha256(_text(point).encode()).hexdigest()[:15], 16))
+                value = function(**point)
+        finally:
+            torch.set_num_threads(threads)
+    with suppress(OSError):  # a folder that this machine does not have: the one that has it stores the result
+        _store(_Outcome(key, value), folder)
+    return value
+
+
+def _key(function: Callable[..., Any], point: Point) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", repr(function))
+    try:
+        code = Path(inspect.getfile(function))
+    except TypeError:
+        code = Path()
+    if "<" in name or not code.is_file():
+        raise InvalidArgumentError(f"a sweep needs a function that stands in a module by itself, got {name}")
+    return fingerprint({"function": name, "point": _text(point)}, code)
+
+
+def _text(point: Point) -> str:
+    try:
+        return json.dumps(dict(point), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"the settings of a point must be numbers, text, or lists and dicts of them, got {_show(point)}: "
+            f"{error}"
+        ) from error
+
+
+def _show(point: Point) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in point.items())
+
+
+def _file(key: str, folder: Path) -> Path:
+    return folder / f"{key}.pickle"
+
+
+def _store(outcome: _Outcome[Any], folder: Path) -> None:
+    write_atomically(_file(outcome.key, folder), pickle.dumps(outcome.value))
+
+
+def _stored(key: str, folder: Path) -> _Outcome[Any] | None:
+    """The result in the folder; `None` if there is none, or a damaged one, which a warning reports."""
+    file = _file(key, folder)
+    if not file.exists():
+        return None
+    try:
+        return _Outcome(key, pickle.loads(file.read_bytes()))
+    except Exception as error:  # bytes that are no pickle raise anything
+        what = type(error).__name__
+        warnings.warn(f"{file} is damaged ({what}): computed again", NeuralODEWarning, stacklevel=2)
+        return None
+
+
+@contextmanager
+def _client(workers: int | None) -> Iterator["Client | None"]:
+    """A connection to where the points are computed; `None` for this process."""
+    address = os.environ.get(SCHEDULER_VARIABLE)
+    if workers == 0 or (workers is None and not address):
+        yield None
+        return
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise NeuralODEError(
+            "a sweep in several processes needs Dask: pip install 'neural-ode[cluster]'"
+        ) from error
+    if workers is not None:
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None)
+        with local, Client(local) as client:
+            yield client
+        return
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        raise NeuralODEError(f"no Dask scheduler at {SCHEDULER_VARIABLE}={address}: {error}") from error
+    with client:
+        yield client

@@ -1,0 +1,76 @@
+"""The notebooks' own code puts no tensor in the wrong place: they run on a device that is not there."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+import torch
+
+from neural_ode.workspace import OUTPUT_VARIABLE
+from pretend_device import DEVICE, pretend_device
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SMALL: dict[str, dict[str, Any]] = {
+    "01_depth": {"iterations": 20, "steps": [5, 10, 20]},
+    "02_adjoint": {
+        "tolerances": [1e-1, 3e-2, 1e-2],
+        "count_tolerances": [1e-2],
+        "training": 2,
+        "flow_training": 1,
+        "black_box_training": 1,
+    },
+    "08_spirals": {
+        "observations": [30],
+        "train_series": 8,
+        "test_series": 8,
+        "batch_size": 4,
+        "steps": 4,
+        "rnn_steps": 4,
+        "variant_steps": 2,
+        "recipes": {"latent ODE": [{}, {"lr": 3e-3}], "RNN": [{}], "RNN with times": [{}, {"batch_size": 8}]},
+        "search_steps": 2,
+    },
+    "09_extrapolation": {"observations": [30], "series": 8, "samples": 2, "curves": 7},
+    "10_poisson": {
+        "rates": ["decaying"],
+        "sequences": 4,
+        "test_sequences": 4,
+        "batch_size": 4,
+        "steps": 4,
+        "joint_series": 4,
+        "joint_test_series": 4,
+        "joint_batch_size": 4,
+        "joint_steps": 2,
+    },
+}
+
+
+def run(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Run the code of a notebook; its variables at the end. What it asserts of good results is left out."""
+    variables: dict[str, Any] = {"__name__": "__main__"}
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells:
+        if cell.cell_type != "code":
+            continue
+        tree = ast.parse(cell.source)
+        tree.body = [line for line in tree.body if not isinstance(line, ast.Assert)]
+        exec(compile(tree, name, "exec"), variables)
+        if "parameters" in cell.metadata.get("tags", []):
+            assert changes.keys() <= variables.keys(), "no such parameter"
+            variables |= changes
+    return variables
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_on_another_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path))
+    for constant, value in {"MAX_STEPS": 15, "REFERENCE": 1e-3}.items():  # the device is slow
+        monkeypatch.setattr(f"neural_ode.experiments.adjoint.{constant}", value)
+    if name == "09_extrapolation":
+        run("08_spirals", SMALL["08_spirals"])
+    with pretend_device():
+        found = run(name, {**SMALL[name], "device": DEVICE.type})
+    plt.close("all")
+    assert found["where"] == torch.device(DEVICE)

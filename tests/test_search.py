@@ -1,0 +1,30 @@
+"""The search for a training recipe."""
+
+import math
+
+import pytest
+
+from neural_ode import NonFiniteError
+from neural_ode.experiments.search import first_stable, ranked
+
+
+def test_candidates_are_ranked_by_mean_loss_and_one_candidate_needs_no_trial() -> None:
+    losses = {0.1: {"a": 1.0, "b": 4.0}, 0.2: {"a": 2.0, "b": 2.0}, 0.3: {"a": 0.0, "b": 5.5}}
+    rates, trials = ranked({"NF": [0.5], "CNF": list(losses)}, lambda kind, rate: losses[rate])
+    assert rates == {"NF": [0.5], "CNF": [0.2, 0.1, 0.3]}
+    assert [row["mean"] for row in trials] == [2.5, 2.0, 2.75]
+    assert trials[0] == {"model": "CNF", "candidate": 0.1, "a": 1.0, "b": 4.0, "mean": 2.5}
+
+
+def test_a_candidate_that_diverges_comes_last_and_the_first_stable_one_is_taken() -> None:
+    def train(rate: float) -> dict[str, float]:
+        if rate > 0.1:
+            raise NonFiniteError("diverges")
+        return {"a": rate}
+
+    rates, trials = ranked({"NF": [0.2, 0.1]}, lambda kind, rate: train(rate))
+    assert rates == {"NF": [0.1, 0.2]}
+    assert trials[0] == {"model": "NF", "candidate": 0.2, "mean": math.inf}
+    assert first_stable([0.3, 0.05, 0.1], train) == (0.05, {"a": 0.05})
+    with pytest.raises(NonFiniteError, match=r"each of \[0.2, 0.3\]"):
+        first_stable([0.2, 0.3], train)

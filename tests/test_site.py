@@ -1,0 +1,212 @@
+"""The site is whole, shows what it should, and asks no other host for anything."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+import neural_ode
+from neural_ode.pipeline.site import alt_texts, build, modules, notebook_page, scoreboard, sections
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PHONE, DESK = (390, 844), (1280, 900)
+pytestmark = pytest.mark.site
+
+
+class Page(HTMLParser):
+    """What a page holds: its anchors, what it loads, where it leads, and its pictures."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.pictures: list[dict[str, str]] = []
+        self.text = file.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attributes}
+        self.anchors.update(found[key] for key in ("id", "name") if key in found)
+        self.loads += [found[key] for key in ("src", "poster", "data") if key in found and tag != "a"]
+        self.loads += re.findall(r"url\([\"']?([^)\"']+)", found.get("style", ""))
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        elif tag == "link" and "rel" in found:
+            (self.loads if found["rel"] in {"stylesheet", "icon", "preload"} else self.links).append(found["href"])
+        if tag == "img":
+            self.pictures.append(found)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install --editable '.[site]'")
+    target = tmp_path_factory.mktemp("site") / "html"
+    assert build(ROOT, target) == 0  # Sphinx's warnings are errors
+    return target
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {file: Page(file) for file in site.rglob("*.html")}
+
+
+def test_links_and_pictures_lead_somewhere(site: Path, pages: dict[Path, Page]) -> None:
+    broken = []
+    for file, page in pages.items():
+        for link in {*page.links, *page.loads}:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+            if not target.is_file():
+                broken.append(f"{file.relative_to(site)} → {link}")
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+                broken.append(f"{file.relative_to(site)} → {link}: no such anchor")
+    assert not broken
+
+
+def test_nothing_is_loaded_from_another_host(site: Path, pages: dict[Path, Page]) -> None:
+    loaded = [(file, url) for file, page in pages.items() for url in page.loads]
+    for file in site.rglob("*.css"):
+        text = file.read_text(encoding="utf-8")
+        loaded += [(file, url) for url in re.findall(r"(?:url\(|@import)\s*[\"']?([^)\"';]+)", text)]
+    assert not [(file.name, url) for file, url in loaded if url.startswith(("http:", "https:", "//"))]
+
+
+def test_every_notebook_has_its_page(pages: dict[Path, Page], site: Path) -> None:
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        page = pages[site / "notebooks" / f"{notebook.stem}.html"]
+        full = (ROOT / "figures" / "paper" / notebook.name).exists()
+        assert ("Quick profile" in page.text) != full
+        figures = [picture for picture in page.pictures if "_images/" in picture["src"]]
+        assert figures
+        assert all(len(picture["alt"]) > 10 and "_images" not in picture["alt"] for picture in figures)
+        if "$" in "".join(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "markdown"):
+            assert 'class="math notranslate' in page.text
+
+
+def test_the_reference_is_complete(pages: dict[Path, Page], site: Path) -> None:
+    anchors = {anchor for file, page in pages.items() if file.parent.name == "api" for anchor in page.anchors}
+    parts = modules(ROOT / "lib" / "neural_ode")
+    listed = {f"neural_ode.{name}" for name in neural_ode.__all__ if not name.isupper()}
+    assert not listed - anchors
+    shown = {anchor.removeprefix("module-") for anchor in anchors}
+    assert not {module for part in parts.values() for module in part} - shown - {"neural_ode.solve"}
+
+
+def test_the_first_page_shows_every_claim(pages: dict[Path, Page], site: Path) -> None:
+    board = json.loads((ROOT / "figures" / "paper" / "11_scoreboard.claims.json").read_text())
+    page = pages[site / "index.html"]
+    table = page.text.partition('<section id="scoreboard">')[2].partition(
+        '<section id="what-the-paper-leaves-unstated">'
+    )[0]
+    assert table.count("<tr") == len(board) + 2  # and two headings
+    figures = {path.stem for path in (ROOT / "figures" / "paper").glob("*.png")} - {"11_scoreboard"}
+    assert {Path(picture["src"]).stem for picture in page.pictures if picture["alt"]} == figures
+
+
+def test_what_is_no_site_stays(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(FileExistsError, match="is no site"):
+        build(ROOT, tmp_path)
+    assert (tmp_path / "precious").exists()
+
+
+def test_sections_of_a_text() -> None:
+    assert sections("# Title\n\nintro\n## One\na\n### Deeper\n## Two\nb\n") == {
+        "": "\nintro\n",
+        "One": "a\n### Deeper\n",
+        "Two": "b\n",
+    }
+
+
+def test_every_figure_of_full_scale_is_described() -> None:
+    texts = alt_texts((ROOT / "README.md").read_text())
+    assert {path.stem for path in (ROOT / "figures" / "paper").glob("*.png")} <= set(texts)
+
+
+def test_claims_are_text_and_not_markdown() -> None:
+    row = {
+        "verdict": "holds",
+        "claim": "*a* | [b]",
+        "item": "$c$",
+        "paper": "–",
+        "here": "x: 1; y: 2",
+        "notebook": "–",
+    }
+    made = scoreboard([row])
+    assert r"\*a\* \| \[b\] (\$c\$)" in made
+    assert "  - x: 1\\\n    y: 2\n" in made
+
+
+def test_a_notebook_says_how_it_ran() -> None:
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title\n\ntext"),
+        nbformat.v4.new_code_cell('save_figure(figure, work.figure("a"))'),
+        nbformat.v4.new_markdown_cell("## Motion"),
+        nbformat.v4.new_code_cell("animation"),
+    ]
+    page = notebook_page(nbformat.v4.new_notebook(cells=cells), "01_name", "quick", {"01_name_a": "what a shows"})
+    assert page.cells[0].source.startswith("# Title\n\n:::{warning}")
+    assert "dvc repro name@paper" in page.cells[0].source
+    assert [cell.metadata["mystnb"]["image"]["alt"] for cell in page.cells if cell.cell_type == "code"] == [
+        "what a shows",
+        "Figure of the section 'Motion'",
+    ]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_pages_in_a_browser(browser: Any, site: Path, size: tuple[int, int]) -> None:
+    """No page is wider than the screen, formulas are set, no request leaves the machine, no script fails."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    outside: list[str] = []
+    failures: list[str] = []
+
+    def only_files(route: Any) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", only_files)
+    try:
+        for name in sorted(str(f.relative_to(site)) for f in site.rglob("*.html") if "_modules" not in f.parts):
+            page = context.new_page()
+            page.on("pageerror", lambda error, name=name: failures.append(f"{name}: {error}"))
+            page.goto((site / name).as_uri())
+            if formulas := page.locator("span.math, div.math").count():
+                page.wait_for_function("document.querySelectorAll('mjx-container').length > 0", timeout=60_000)
+                page.evaluate("MathJax.startup.promise")
+                assert page.locator("mjx-container").count() >= formulas, name
+                assert page.locator("mjx-merror").count() == 0, name
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+            page.close()
+    finally:
+        context.close()
+    assert outside == []
+    assert failures == []

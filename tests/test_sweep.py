@@ -1,0 +1,355 @@
+"""Sweeps: the same results wherever they are computed, and none lost, whatever dies."""
+
+import contextlib
+import importlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pytest
+import torch
+
+from neural_ode.data.mnist import ShuffledBatches
+from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
+from neural_ode.pipeline import mnist as networks
+from neural_ode.pipeline import sweep as command
+from neural_ode.sweep import SCHEDULER_VARIABLE, SweepError, grid, sweep
+from neural_ode.training.mnist import train_classifier
+
+ROOT = Path(__file__).parents[1]
+
+TASKS = '''
+"""What the sweeps of the tests compute."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from neural_ode import solve
+
+
+def gradient(log: Path, *, width: int, seed: int) -> dict[str, object]:
+    """A gradient through a solve. Leaves a trace of every attempt; waits where it finds a file `wait-<seed>`."""
+    (log / f"attempt-{width}-{seed}-{time.time_ns()}").write_text(str(os.getpid()))
+    given_up = time.monotonic() + 60
+    while (log / f"wait-{seed}").exists() and time.monotonic() < given_up:
+        time.sleep(0.02)
+    if (log / f"fail-{seed}").exists():
+        raise ValueError(f"seed {seed} is out of luck")
+    f = nn.Linear(width, width)  # of random numbers that nobody has seeded here
+    y0 = torch.randn(4, width, requires_grad=True)
+    y = solve(lambda t, y: torch.tanh(f(y)), y0, [0.0, 1.0], rtol=1e-4, atol=1e-4).y
+    y[-1].square().sum().backward()
+    return {"gradient": y0.grad, "threads": torch.get_num_threads()}
+'''
+
+POINTS = grid(width=[2, 3], seed=range(3))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module above, importable here and in the processes that a test starts."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "sweep_tasks.py").write_text(TASKS)
+    monkeypatch.syspath_prepend(str(source))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(source), str(ROOT / "lib"), os.environ.get("PYTHONPATH", "")])
+    )
+    monkeypatch.delenv(SCHEDULER_VARIABLE, raising=False)
+    yield importlib.import_module("sweep_tasks")
+    del sys.modules["sweep_tasks"]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    return folder
+
+
+def attempts(log: Path, seed: str = "*") -> list[Path]:
+    return sorted(log.glob(f"attempt-*-{seed}-*"))
+
+
+def identical(found: list, expected: list) -> bool:
+    """Bit for bit."""
+    return [pickle.dumps(a["gradient"].numpy()) for a in found] == [
+        pickle.dumps(b["gradient"].numpy()) for b in expected
+    ]
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def dask(*arguments: str) -> Iterator[subprocess.Popen]:
+    """A scheduler or worker of its own."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-m", "dask", *arguments], **quiet)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def cluster(tasks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A scheduler and two workers, as they are started by hand or by Slurm."""
+    file = tmp_path / "scheduler.json"
+    worker = ("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    local = ("--local-directory", str(tmp_path))
+    with (
+        dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)),
+        dask(*worker, *local),
+        dask(*worker, *local),
+    ):
+        until(file.exists)
+        monkeypatch.setenv(SCHEDULER_VARIABLE, json.loads(file.read_text())["address"])
+        yield
+
+
+def test_grid() -> None:
+    assert grid(seed=range(2), kind=["a", "b"]) == [
+        {"seed": 0, "kind": "a"},
+        {"seed": 0, "kind": "b"},
+        {"seed": 1, "kind": "a"},
+        {"seed": 1, "kind": "b"},
+    ]
+
+
+def test_serial(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        work = partial(tasks.gradient, log)
+        seen = []
+        results = sweep(work, POINTS, tmp_path / "a", received=lambda point, result: seen.append(dict(point)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert [r["gradient"].shape[1] for r in results] == [p["width"] for p in POINTS]
+    assert {r["threads"] for r in results} == {1}
+    assert seen == POINTS
+    assert torch.equal(torch.get_rng_state(), before)
+    # Neither the order nor what was computed before decides a result, and a stored one is read.
+    torch.manual_seed(8)
+    backwards = sweep(work, POINTS[::-1], tmp_path / "b")
+    assert identical(backwards[::-1], results)
+    assert len(attempts(log)) == 12
+    assert identical(sweep(work, [*POINTS, POINTS[0]], tmp_path / "a"), [*results, results[0]])
+    assert len(attempts(log)) == 12
+
+
+def test_another_point_or_other_code_is_another_result(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path)
+    (stored,) = tmp_path.glob("*.pickle")
+    stored.write_bytes(stored.read_bytes()[:20])
+    with pytest.warns(NeuralODEWarning, match="damaged"):
+        sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path)
+    assert len(attempts(log)) == 2
+    source = Path(tasks.__file__)
+    other = source.with_name("other_tasks.py")
+    other.write_text(source.read_text().replace("1e-4", "1e-5"))
+    sweep(partial(importlib.import_module("other_tasks").gradient, log), POINTS[:2], tmp_path)
+    assert len(attempts(log)) == 4
+    assert len(list(tmp_path.glob("*.pickle"))) == 3
+
+
+def test_a_killed_worker_loses_nothing(tasks: ModuleType, log: Path, tmp_path: Path, cluster: None) -> None:
+    work = partial(tasks.gradient, log)
+    (log / "wait-1").touch()
+    with ThreadPoolExecutor(1) as pool:
+        parallel = pool.submit(sweep, work, POINTS, tmp_path / "parallel")
+        # Both workers come to wait in a point with seed 1. One that has finished another point before dies there.
+        until(lambda: len(attempts(log, "1")) == 2 and list((tmp_path / "parallel").glob("*.pickle")))
+        finished = {file.read_text() for file in attempts(log, "0") + attempts(log, "2")}
+        waiting = {file.read_text() for file in attempts(log, "1")}
+        assert len(waiting) == 2
+        os.kill(int((waiting & finished).pop()), signal.SIGKILL)
+        (log / "wait-1").unlink()
+        found = parallel.result(timeout=60)
+    # What the dead worker was at was begun again; nothing that was finished was.
+    assert sorted(len(attempts(log, f"{seed}")) for seed in range(3)) == [2, 2, 3]
+    assert identical(found, sweep(work, POINTS, tmp_path / "serial", workers=0))
+    assert {file.name for file in (tmp_path / "serial").iterdir()} == {
+        file.name for file in (tmp_path / "parallel").iterdir()
+    }
+    # Failures of tasks come back by name, with the results of the others.
+    (log / "fail-2").touch()
+    with pytest.raises(SweepError, match=r"2 of 6 points failed, at first width=\d, seed=2: ValueError: seed 2 is"):
+        sweep(work, POINTS, tmp_path / "failing")
+    assert len(list((tmp_path / "failing").glob("*.pickle"))) == 4
+
+
+def test_a_point_that_fails(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    work = partial(tasks.gradient, log)
+    (log / "fail-1").touch()
+    with pytest.raises(
+        SweepError, match=r"2 of 6 points failed, at first width=2, seed=1: ValueError: seed 1 is"
+    ) as e:
+        sweep(work, POINTS, tmp_path)
+    assert [point for point, _ in e.value.failures] == [POINTS[1], POINTS[4]]
+    assert [result is None for result in e.value.results] == [False, True, False] * 2
+    (log / "fail-1").unlink()
+    results = sweep(work, POINTS, tmp_path)
+    assert len(attempts(log)) == 8
+    assert identical([results[0]], [e.value.results[0]])
+
+
+def test_a_killed_sweep_goes_on(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    (log / "wait-2").touch()
+    script = f"""
+        from functools import partial
+        from pathlib import Path
+        from neural_ode.sweep import grid, sweep
+        from sweep_tasks import gradient
+        points, folder = grid(width=[2, 3], seed=range(3)), Path({str(tmp_path / "killed")!r})
+        sweep(partial(gradient, Path({str(log)!r})), points, folder)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)
+    until(lambda: attempts(log, "2"))
+    process.kill()
+    process.wait()
+    (log / "wait-2").unlink()
+    work = partial(tasks.gradient, log)
+    found = sweep(work, POINTS, tmp_path / "killed")
+    assert len(attempts(log)) == 6 + 1
+    assert identical(found, sweep(work, POINTS, tmp_path / "whole"))
+
+
+def test_what_cannot_be_identified(tmp_path: Path) -> None:
+    for function in (lambda **point: 1, print, partial(lambda **point: 1)):
+        with pytest.raises(InvalidArgumentError, match="a function that stands in a module by itself"):
+            sweep(function, [{}], tmp_path)
+    with pytest.raises(InvalidArgumentError, match="must be numbers, text"):
+        sweep(grid, [{"seed": torch.zeros(1)}], tmp_path)
+
+
+def test_no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    monkeypatch.setenv(SCHEDULER_VARIABLE, "tcp://127.0.0.1:1")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(NeuralODEError, match=r"no Dask scheduler at DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:1"),
+    ):
+        sweep(grid, [{"a": [1]}], tmp_path)
+    assert sweep(grid, [{"a": [1]}], tmp_path, workers=0) == [[{"a": 1}]]
+    assert sweep(grid, [{"a": [1]}], tmp_path) == [[{"a": 1}]], "with nothing to compute there is nobody to ask"
+
+
+# The networks of notebook 04 --------------------------------------------------------------------------------
+
+TINY = """
+mnist:
+  models: [MLP, ODE-Net]
+  seeds: [0, 1]
+  one_seed: [ODE-Net]
+  train_size: 16
+  validation_size: 10
+  test_size: 10
+  epochs: 1
+  batch_size: 8
+  device: cpu
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a tiny profile."""
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "tiny.yaml").write_text(TINY)
+    for name in ("data", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_the_networks_in_processes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "lib"))
+    assert command.main(["mnist", "--profile", "tiny", "--workers", "2"]) == 0
+    made = project / "runs" / "tiny" / "04_mnist"
+    assert sorted(file.stem for file in made.glob("*.safetensors")) == ["MLP-0", "MLP-1", "ODE-Net-0"]
+
+    # Bit for bit the weights of a training here, which counts them as its own.
+    parameters = networks.notebook_parameters(project, "tiny")
+    common = networks.settings(parameters)
+    data = networks.load_splits(project, common["sizes"])
+    how = common["training"], common["solver"], torch.device("cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = train_classifier("ODE-Net", 0, data, *how)
+    torch.set_num_threads(threads)
+    here.save(project, "here")
+    assert (project / "here.safetensors").read_bytes() == (made / "ODE-Net-0.safetensors").read_bytes()
+    monkeypatch.setattr(ShuffledBatches, "__call__", None)  # whoever trains needs a batch
+    found = train_classifier("ODE-Net", 0, data, *how, finished=made / "ODE-Net-0.safetensors")
+    assert len(found.history) == 1
+
+
+def test_a_misspelt_parameter(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(project)
+    (project / "params" / "tiny.yaml").write_text(TINY.replace("epochs", "epoch"))
+    assert command.main(["mnist", "--profile", "tiny"]) == 1
+    assert "unknown parameter 'epoch', did you mean 'epochs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", ["quick", "paper", "gpu"])
+def test_the_points_are_what_the_notebook_trains(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notebook's own lines, with a stand-in for the training."""
+    calls = []
+
+    class Trained:
+        model, history, run = None, [{}], ""
+
+        def save(self, *where: object) -> None: ...
+
+    def record(*arguments: object) -> Trained:
+        calls.append(arguments)
+        return Trained()
+
+    parameters = networks.notebook_parameters(ROOT, profile)
+    work = networks.Workspace("04_mnist", profile, ROOT, networks.staging(ROOT, profile, "04_mnist"))
+    known = parameters | {"profile": profile, "work": work, "where": "where", "train_classifier": record}
+    known |= {"data": networks.Mnist(None, None, None), "error_rate": lambda *_: 0.0}
+    source = [
+        c.source for c in nbformat.read(ROOT / "notebooks" / "04_mnist.ipynb", 4).cells if c.cell_type == "code"
+    ]
+    cells = [text for text in source if text.startswith("training = {") or "train_classifier(" in text]
+    assert len(cells) == 2
+    for text in ("import itertools\nimport pandas as pd", *cells):
+        exec(text, known)
+    from_notebook, calls = calls, []
+    monkeypatch.setattr(networks, "train_classifier", record)
+    monkeypatch.setattr(networks, "load_splits", lambda root, sizes: known["data"])
+    monkeypatch.setattr(networks, "choose_device", lambda device: "where")
+    for point in networks.network_points(parameters):
+        networks.train_network(ROOT, profile, **point)
+    assert calls == from_notebook
