@@ -5,7 +5,7 @@
 # make site      the executed notebooks and the reference of the library as pages to read offline: build/site
 # make benchmarks  speed beside the peers, ten minutes on a quiet machine: benchmarks/results.json
 # make lock      new requirements.lock.txt from the ranges in pyproject.toml
-# make clean     remove everything that a command has made, but not figures/paper and runs/paper
+# make clean     remove everything that a command has made, .venv and scratch/ included, but not figures/paper and runs/paper
 #
 # Needs python3.11 and, for the first run, the network. Name another interpreter with make PYTHON=...
 
@@ -36,7 +36,7 @@ test: $(VENV)/dev.stamp
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest tests
+	OMP_NUM_THREADS=1 pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg notebooks
 
 lab: $(VENV)/notebooks.stamp

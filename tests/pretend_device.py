@@ -73,10 +73,14 @@ def _run(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     here = [x for x in tensors if not isinstance(x, Elsewhere)]
     there = [x for x in tensors if isinstance(x, Elsewhere)]
     name = op.name().split(".")[0]
-    # Indices may lie on the CPU, PyTorch moves them; lengths of sequences must.
-    indices = name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
-    indices |= name.startswith("aten::_pack_padded_sequence")
-    if there and any(x.dim() > 0 for x in here) and name not in _MOVES and not indices:
+    # Indices of a tensor of the device may lie on the CPU, PyTorch moves them; lengths of sequences must.
+    allowed: Sequence[Any] = ()
+    if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+        allowed = args[1] if isinstance(args[0], Elsewhere) else ()
+    misplaced = [x for x in here if x.dim() > 0 and all(x is not index for index in allowed)]
+    if name.startswith("aten::_pack_padded_sequence"):
+        misplaced = []
+    if there and misplaced and name not in _MOVES:
         raise PretendDeviceError(f"{name} of tensors of two devices, shapes {[tuple(x.shape) for x in tensors]}")
     asked = kwargs.get("device")
     wanted = bool(there) if asked is None else torch.device(asked) == DEVICE
@@ -151,9 +155,9 @@ def _built(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _new(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def build(like: Tensor, data: Any, **given: Any) -> Tensor:
-        return (
-            Elsewhere(function(like.held, data, **given)) if isinstance(like, Elsewhere) else function(like, data)
-        )
+        if not isinstance(like, Elsewhere):
+            return function(like, data, **given)
+        return torch.tensor(data, dtype=given.pop("dtype", like.dtype), device=given.pop("device", DEVICE), **given)
 
     return build
 

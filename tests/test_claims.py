@@ -51,6 +51,32 @@ def test_interval_contains_zero(fields: dict, verdict: Verdict) -> None:
     assert decide(claim(low="<= 0", high=">= 0"), {"way": {"estimate": 0, **fields}}, "quick") is verdict
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.05, 0.05, Verdict.HOLDS),
+        (-0.05, 0.15, Verdict.UNDECIDED),
+        (-0.15, 0.05, Verdict.UNDECIDED),
+        (-0.3, 0.3, Verdict.UNDECIDED),
+        (0.11, 0.15, Verdict.FAILS),
+        (-0.3, -0.11, Verdict.FAILS),
+    ],
+)
+def test_an_interval_around_a_bound_decides_nothing(low: float, high: float, verdict: Verdict) -> None:
+    within = claim(low=">= -0.1", high="<= 0.1")
+    assert decide(within, {"way": {"estimate": 0, "low": low, "high": high}}, "quick") is verdict
+
+
+def test_a_way_that_fails_outweighs_one_that_is_undecided() -> None:
+    ways = {"a": {"low": -1.0, "high": 1.0}, "b": {"low": -2.0, "high": -1.0}}
+    assert decide(claim(low="> 0"), {"a": ways["a"]}, "quick") is Verdict.UNDECIDED
+    assert decide(claim(low="> 0"), ways, "quick") is Verdict.FAILS
+
+
+def test_without_the_other_end_a_condition_decides() -> None:
+    assert decide(claim(low="> 0"), {"a": {"low": -1.0, "high": None}}, "quick") is Verdict.FAILS
+
+
 def test_one_way_of_measuring_that_fails_is_enough() -> None:
     ways = {"a": {"estimate": 1.0}, "b": {"estimate": 3.0}}
     assert decide(claim(estimate=["> 0", "< 2"]), ways, "quick") is Verdict.FAILS

@@ -29,8 +29,17 @@ def test_the_device_finds_tensors_in_the_wrong_place() -> None:
         assert (2 * there + torch.tensor(1.0)).sum().item() == 9
         assert torch.zeros_like(there).device == DEVICE
         assert there.cpu().device.type == "cpu"
+        assert torch.ones(3).new_tensor([1.0], dtype=torch.float64).dtype is torch.float64
+        assert there.new_tensor([1.0]).device == DEVICE
+        assert there.new_tensor([1.0], device="cpu").device.type == "cpu"
+        here, index = torch.ones(3), torch.tensor([0, 2])
+        assert there[index].device == DEVICE
         with pytest.raises(PretendDeviceError, match="two devices"):
-            there + torch.ones(3)
+            there + here
+        with pytest.raises(PretendDeviceError, match="two devices"):
+            here[index.to(DEVICE)]
+        with pytest.raises(PretendDeviceError, match="two devices"):
+            there[index] = here[:2]
 
 
 class Network(nn.Module):
@@ -156,7 +165,7 @@ def test_models_of_series() -> None:
 def test_trainings() -> None:
     """All that a notebook trains on a device: it comes back to the CPU with the numbers that the CPU makes."""
     flow = {"iterations": 2, "batch": 8, "rate": 0.01, "hidden": 4, "records": 1, "span": 1.0, "annealing": 0.0}
-    series = {"steps": 2, "batch_size": 2, "lr": 0.01, "kl_warmup": 0}
+    series = {"steps": 2, "batch_size": 2, "lr": 0.01, "kl_warmup": 0, "noise_factor": 1.0}
     spirals = [draw_spirals("example", 4, 30, 0.1, seed) for seed in (0, 1)]
     events, oscillators = draw_events("periodic", 3, 0), draw_oscillators(3, 0.1, 0)
     runs: dict[str, Callable[[Any], nn.Module]] = {

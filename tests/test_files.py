@@ -109,11 +109,15 @@ def test_every_network_has_a_look_of_its_own() -> None:
 
 def test_scoreboard_shows_every_claim() -> None:
     table = pd.DataFrame(
-        {"claim": ["One.", "Two. " * 40, "Three."], "item": "Table 1", "verdict": [str(v) for v in Verdict]}
+        {
+            "claim": ["One.", "Two. " * 40, "Three.", "Four."],
+            "item": "Table 1",
+            "verdict": [str(v) for v in Verdict],
+        }
     )
     figure = draw_scoreboard(table, "Claims")
     texts = [text.get_text() for text in figure.axes[0].texts]
-    for sign in "✓✗·":
+    for sign in "✓✗?·":
         assert texts.count(sign) == 1
     assert any(text.count("\n") >= 1 for text in texts)
     plt.close(figure)

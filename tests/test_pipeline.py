@@ -175,7 +175,23 @@ def test_stored_notebooks_are_worth_checking(path: Path) -> None:
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     assert path.stat().st_size < 2**20
     assert max(cell.source.count("\n") + 1 for cell in code) <= 20
-    assert not re.search(r"/(home|root|tmp|work)/", path.read_text(encoding="utf-8"))
+
+
+COMMITTED = [
+    path
+    for folder in ("notebooks", "figures/paper", "runs/paper", "benchmarks")
+    for suffix in ("ipynb", "json", "csv")
+    for path in sorted((ROOT / folder).rglob(f"*.{suffix}"))
+    if not path.name.endswith(".failed.ipynb")
+]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_results_name_no_path_of_the_machine_that_made_them(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", text)
+    assert str(ROOT) not in text
+    assert "site-packages" not in text
 
 
 # dvc.yaml --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from neural_ode.figures.spirals import PARTS, draw_latent_ode, draw_prediction
 from neural_ode.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
 from neural_ode.workspace import MissingResultError, Workspace
 
-TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2}
+TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2, "noise_factor": 2.0}
 SERIES = (20, 10)
 
 
@@ -30,6 +30,23 @@ def test_a_latent_ode_is_trained_kept_and_read_again(tmp_path: Path) -> None:
     assert again["beyond"] == found["beyond"]
     other = spirals.latent_ode_run(spirals.BASE, 30, 2, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
     assert other["beyond"] != found["beyond"]
+
+
+def test_the_likelihood_can_assume_more_noise_than_the_data_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, train = [], spirals.train_latent_ode
+
+    def recorded(*given, **more):
+        trained = train(*given, **more)
+        models.append(trained[0])
+        return trained
+
+    monkeypatch.setattr(spirals, "train_latent_ode", recorded)
+    for name in ("base", "noise 0.3"):
+        setting = spirals.VARIANTS.get(name, spirals.BASE)
+        spirals.latent_ode_run(setting, 30, 1, SERIES, TRAINING, (tmp_path, tmp_path), name)
+    assert [model.noise for model in models] == pytest.approx([0.2, 0.6])
 
 
 @pytest.mark.parametrize("kind", spirals.RNNS)

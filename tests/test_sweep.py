@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import os
 import pickle
 import signal
@@ -19,6 +18,7 @@ from types import ModuleType
 import nbformat
 import pytest
 import torch
+from distributed.utils import json_load_robust
 
 from neural_ode.data.mnist import ShuffledBatches
 from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
@@ -34,12 +34,14 @@ TASKS = '''
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from neural_ode import solve
+from neural_ode.sweep import grid, sweep
 
 
 def gradient(log: Path, *, width: int, seed: int) -> dict[str, object]:
@@ -55,6 +57,24 @@ def gradient(log: Path, *, width: int, seed: int) -> dict[str, object]:
     y = solve(lambda t, y: torch.tanh(f(y)), y0, [0.0, 1.0], rtol=1e-4, atol=1e-4).y
     y[-1].square().sum().backward()
     return {"gradient": y0.grad, "threads": torch.get_num_threads()}
+
+
+def nested(log: Path, folder: Path, *, width: int) -> list[dict[str, object]]:
+    """Three points of a sweep of its own."""
+    return sweep(partial(gradient, log), grid(width=[width], seed=range(3)), folder)
+
+
+@torch.no_grad()
+def decorated(*, seed: int) -> int:
+    return seed + 1
+
+
+class Task:
+    def __init__(self, factor: int):
+        self.factor = factor
+
+    def run(self, *, seed: int) -> int:
+        return self.factor * seed
 '''
 
 POINTS = grid(width=[2, 3], seed=range(3))
@@ -123,8 +143,7 @@ def cluster(tasks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         dask(*worker, *local),
         dask(*worker, *local),
     ):
-        until(file.exists)
-        monkeypatch.setenv(SCHEDULER_VARIABLE, json.loads(file.read_text())["address"])
+        monkeypatch.setenv(SCHEDULER_VARIABLE, json_load_robust(file, timeout=60)["address"])
         yield
 
 
@@ -200,6 +219,34 @@ def test_a_killed_worker_loses_nothing(tasks: ModuleType, log: Path, tmp_path: P
     with pytest.raises(SweepError, match=r"2 of 6 points failed, at first width=\d, seed=2: ValueError: seed 2 is"):
         sweep(work, POINTS, tmp_path / "failing")
     assert len(list((tmp_path / "failing").glob("*.pickle"))) == 4
+
+
+def test_a_point_can_be_a_sweep(tasks: ModuleType, log: Path, tmp_path: Path, cluster: None) -> None:
+    """On a cluster too: it waits for no worker, since its own may be the only one."""
+    work = partial(tasks.nested, log, tmp_path / "inner")
+    found = sweep(work, [{"width": 2}, {"width": 3}], tmp_path / "outer")
+    assert [len(inner) for inner in found] == [3, 3]
+    expected = sweep(partial(tasks.gradient, log), POINTS, tmp_path / "serial", workers=0)
+    assert identical([one for inner in found for one in inner], expected)
+
+
+def test_a_result_that_cannot_be_stored_is_an_error(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").touch()
+    with pytest.raises(OSError, match="folder"):
+        sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path / "folder")
+
+
+def test_only_a_function_in_a_module_identifies_a_result(tasks: ModuleType, tmp_path: Path) -> None:
+    for function in (tasks.Task(2).run, lambda seed: seed, len):
+        with pytest.raises(InvalidArgumentError, match="a function that stands in a module by itself"):
+            sweep(function, [{"seed": 0}], tmp_path)
+
+
+def test_the_code_of_a_decorated_function_counts(tasks: ModuleType, tmp_path: Path) -> None:
+    assert sweep(tasks.decorated, [{"seed": 1}], tmp_path) == [2]
+    source = Path(tasks.__file__)
+    source.with_name("changed_tasks.py").write_text(source.read_text().replace("seed + 1", "seed + 2"))
+    assert sweep(importlib.import_module("changed_tasks").decorated, [{"seed": 1}], tmp_path) == [3]
 
 
 def test_a_point_that_fails(tasks: ModuleType, log: Path, tmp_path: Path) -> None:

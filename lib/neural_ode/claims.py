@@ -23,6 +23,9 @@ OPERATORS = {
     "==": operator.eq,
 }
 
+OTHER_END = {"low": "high", "high": "low", "share_low": "share_high", "share_high": "share_low"}
+"""The ends of a 95 % interval, by their fields."""
+
 FULL_SCALE = ("paper", "gpu")
 """The profiles that decide claims of scale `paper`."""
 
@@ -35,6 +38,7 @@ class Verdict(StrEnum):
 
     HOLDS = "holds"
     FAILS = "does not hold"
+    UNDECIDED = "undecided"
     UNTESTED = "not tested at this scale"
 
 
@@ -66,6 +70,10 @@ def load_claims() -> dict[str, Claim]:
 def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
     """Apply the claim's rule.
 
+    A claim holds if every way of measuring it satisfies every condition. A condition on an end of an interval that
+    the other end satisfies decides nothing: the interval is wider than the rule allows, and contains values of
+    both kinds. Any other condition that is not satisfied refutes the claim.
+
     Raises:
         InvalidArgumentError: the measurement lacks a field of the rule. A field that is `None` (an interval from
             one run) leaves the claim untested.
@@ -73,7 +81,7 @@ def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
     # A profile of the user's own counts as a small one.
     if not measurement or (claim.scale == "paper" and profile not in FULL_SCALE):
         return Verdict.UNTESTED
-    verdict = Verdict.HOLDS
+    verdicts = set()
     for way, fields in measurement.items():
         for field, conditions in claim.holds_if.items():
             if field not in fields:
@@ -81,9 +89,17 @@ def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
             if fields[field] is None:
                 return Verdict.UNTESTED
             for condition in [conditions] if isinstance(conditions, str) else conditions:
-                if not _satisfies(fields[field], condition):
-                    verdict = Verdict.FAILS
-    return verdict
+                verdicts.add(_apply(condition, field, fields))
+    return next(v for v in (Verdict.FAILS, Verdict.UNDECIDED, Verdict.HOLDS) if v in verdicts)
+
+
+def _apply(condition: str, field: str, fields: Mapping[str, Any]) -> Verdict:
+    if _satisfies(fields[field], condition):
+        return Verdict.HOLDS
+    other = OTHER_END.get(field)
+    if other is not None and fields.get(other) is not None and _satisfies(fields[other], condition):
+        return Verdict.UNDECIDED
+    return Verdict.FAILS
 
 
 def _satisfies(value: float, condition: str) -> bool:

@@ -3,7 +3,8 @@
     results = sweep(train, grid(model=["ResNet", "ODE-Net"], seed=range(3)), Path("scratch/sweep"))
 
 Every result is a file as soon as it is there, so a sweep that was killed goes on with what is missing. Where a
-point is computed makes no difference: always by one thread, from random numbers that the point alone decides.
+point is computed makes no difference: always by one thread of PyTorch, whose random numbers the point alone
+decides.
 """
 
 import hashlib
@@ -40,8 +41,9 @@ Point = Mapping[str, Any]
 SCHEDULER_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 
 # The number of threads and the random numbers belong to the process: one point at a time, also in a Dask worker
-# that was started with several threads. (Reentrant: a point may be a sweep.)
+# that was started with several threads. A point that is a sweep itself computes its points where it is.
 _ALONE = threading.RLock()
+_INSIDE = threading.local()
 
 
 class SweepError(NeuralODEError):
@@ -145,18 +147,27 @@ def _outcomes(
     with _client(workers) as client:
         if client is None:
             for key, point in missing.items():
-                yield _attempt(key, partial(_compute, function, point, key, folder))
+                yield _kept(_attempt(key, partial(_compute, function, point, key, folder)), folder)
             return
         from distributed import as_completed
 
         # The fingerprint is the name of the task: two sweeps at the same time share what they have in common.
         futures = [client.submit(_compute, function, missing[key], key, folder, key=key) for key in missing]
         for future in as_completed(futures):
-            outcome = _attempt(future.key, future.result)
-            if outcome.error is None and not _file(future.key, folder).exists():
-                _store(outcome, folder)
+            outcome = _kept(_attempt(future.key, future.result), folder)
             future.release()  # or the cluster keeps all results to the end
             yield outcome
+
+
+def _kept(outcome: _Outcome[Any], folder: Path) -> _Outcome[Any]:
+    """The outcome, in the folder if it is a result.
+
+    Raises:
+        OSError: it cannot be stored.
+    """
+    if outcome.error is None and not _file(outcome.key, folder).exists():
+        _store(outcome, folder)
+    return outcome
 
 
 def _attempt(key: str, call: Callable[[], R]) -> _Outcome[Any]:
@@ -178,15 +189,17 @@ def _compute(function: Callable[..., R], point: Point, key: str, folder: Path) -
         if (stored := _stored(key, folder)) is not None:
             value: R = stored.value
             return value
-        threads = torch.get_num_threads()
+        threads, outer = torch.get_num_threads(), getattr(_INSIDE, "a_point", False)
         try:
+            _INSIDE.a_point = True
             torch.set_num_threads(1)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(hashlib.sha256(_text(point).encode()).hexdigest()[:15], 16))
                 value = function(**point)
         finally:
             torch.set_num_threads(threads)
-    with suppress(OSError):  # a folder that this machine does not have: the one that has it stores the result
+            _INSIDE.a_point = outer
+    with suppress(OSError):  # what cannot be stored here is stored where the sweep was started
         _store(_Outcome(key, value), folder)
     return value
 
@@ -194,13 +207,14 @@ def _compute(function: Callable[..., R], point: Point, key: str, folder: Path) -
 def _key(function: Callable[..., Any], point: Point) -> str:
     while isinstance(function, partial):
         function = function.func
+    function = inspect.unwrap(function)  # the code that counts is not that of a decorator
     name = getattr(function, "__qualname__", repr(function))
-    try:
-        code = Path(inspect.getfile(function))
-    except TypeError:
-        code = Path()
-    if "<" in name or not code.is_file():
+    # A method would depend on an object that does not identify the result.
+    if not inspect.isfunction(function) or "." in name or "<" in name:
         raise InvalidArgumentError(f"a sweep needs a function that stands in a module by itself, got {name}")
+    code = Path(inspect.getfile(function))
+    if not code.is_file():
+        raise InvalidArgumentError(f"a sweep needs a function from a file, {name} is from {code}")
     return fingerprint({"function": name, "point": _text(point)}, code)
 
 
@@ -236,6 +250,7 @@ def _stored(key: str, folder: Path) -> _Outcome[Any] | None:
     except Exception as error:  # bytes that are no pickle raise anything
         what = type(error).__name__
         warnings.warn(f"{file} is damaged ({what}): computed again", NeuralODEWarning, stacklevel=2)
+        file.unlink(missing_ok=True)
         return None
 
 
@@ -243,7 +258,7 @@ def _stored(key: str, folder: Path) -> _Outcome[Any] | None:
 def _client(workers: int | None) -> Iterator["Client | None"]:
     """A connection to where the points are computed; `None` for this process."""
     address = os.environ.get(SCHEDULER_VARIABLE)
-    if workers == 0 or (workers is None and not address):
+    if getattr(_INSIDE, "a_point", False) or workers == 0 or (workers is None and not address):
         yield None
         return
     try:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from neural_ode.errors import NonFiniteError
+from neural_ode.errors import NonFiniteError, SolverError
 
 __all__ = ["first_stable", "ranked"]
 
@@ -19,7 +19,8 @@ def ranked(
 
     Args:
         candidates: such as learning rates, for each model; a model with one candidate needs no trial.
-        trial: the losses that a model reaches with a candidate, by name. One that diverges counts as infinite loss.
+        trial: the losses that a model reaches with a candidate, by name. One that diverges, so that a loss is not
+            finite or a solve fails, counts as infinite loss.
 
     Returns:
         The candidates by model, and a row for each trial: `model`, `candidate`, the losses and their `mean`.
@@ -31,9 +32,10 @@ def ranked(
             losses: Mapping[str, float] = {}
             try:
                 losses = trial(model, candidate)
-                means[k] = sum(losses.values()) / len(losses)
-            except NonFiniteError:
-                means[k] = math.inf
+                mean = sum(losses.values()) / len(losses)
+            except SolverError:
+                mean = math.inf
+            means[k] = mean if math.isfinite(mean) else math.inf
             rows.append({"model": model, "candidate": candidate, **losses, "mean": means[k]})
         order[model] = [choices[k] for k in sorted(range(len(choices)), key=means.__getitem__)]
     return order, rows
@@ -48,6 +50,6 @@ def first_stable(candidates: Sequence[C], train: Callable[[C], T]) -> tuple[C, T
     for candidate in candidates:
         try:
             return candidate, train(candidate)
-        except NonFiniteError as error:
+        except SolverError as error:
             print(f"{candidate}: {error}")
     raise NonFiniteError(f"training diverges with each of {list(candidates)}: try lower learning rates")

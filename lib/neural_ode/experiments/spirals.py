@@ -116,7 +116,8 @@ def latent_ode_run(
         observations: of each series.
         seed: of data and training.
         series: how many to train on; and to validate, and to test, on.
-        training: see `train_latent_ode`.
+        training: see `train_latent_ode`; and `noise_factor`: the standard deviation that the likelihood assumes,
+            over that of the data. More than 1 gives the prior of `z_t0` more weight.
         folders: for checkpoints and for weights.
         name: of the setting, for the files.
         device: where to train.
@@ -129,8 +130,9 @@ def latent_ode_run(
     validation = spirals_for(setting, series[1], observations, seed, VALIDATION)
     test = spirals_for(setting, series[1], observations, seed, TEST)
     file = run_name(name, observations, seed)
+    assumed = {**setting.model, "noise": training["noise_factor"] * setting.noise}
     model, history = train_latent_ode(
-        train, validation, seed, training, setting.model, setting.solver, folders[0] / f"{file}.pt", device
+        train, validation, seed, training, assumed, setting.solver, folders[0] / f"{file}.pt", device
     )
     save_run(model, history, folders[1], file)
     anywhere = spirals_for(setting, series[1], observations, seed, TEST, inside=False)

@@ -15,6 +15,7 @@ _PALETTE = sns.color_palette("colorblind").as_hex()
 SIGNS = {
     Verdict.HOLDS: ("✓", _PALETTE[2]),
     Verdict.FAILS: ("✗", _PALETTE[3]),
+    Verdict.UNDECIDED: ("?", _PALETTE[1]),
     Verdict.UNTESTED: ("·", "0.55"),
 }
 LINE = 0.2  # inches

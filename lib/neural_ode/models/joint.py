@@ -1,6 +1,6 @@
 """A latent ODE whose observations come at the events of a Poisson process, which tell of the latent state too.
 
-Chen et al. (2018), section 5.1: the likelihood of the event times combines with that of the data into a model of
+Chen et al. (2018), section 5: the likelihood of the event times combines with that of the data into a model of
 both the observations and the times at which they were made.
 """
 

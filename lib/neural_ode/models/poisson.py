@@ -1,6 +1,6 @@
 """An inhomogeneous Poisson process whose rate is a function of a latent state that follows an ODE.
 
-Chen et al. (2018), section 5.1, *Poisson Process likelihoods*:
+Chen et al. (2018), section 5, *Poisson Process likelihoods*:
 
     log p(t1 … tN | t_start, t_end) = Σ log λ(z(t_i)) - ∫ λ(z(t)) dt
 

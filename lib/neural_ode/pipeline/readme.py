@@ -18,7 +18,7 @@ PROFILE = "paper"
 RESULTS = Path("figures") / PROFILE
 BOARD = RESULTS / "11_scoreboard.claims.json"
 COLUMNS = 3
-SIGNS = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNTESTED: "·"}
+SIGNS = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNDECIDED: "?", Verdict.UNTESTED: "·"}
 
 
 def marks(part: str) -> tuple[str, str]:
@@ -46,20 +46,29 @@ def scoreboard(board: Mapping[str, Mapping[str, Any]]) -> str:
         board: by claim, as the scoreboard's notebook writes it.
     """
     groups = {verdict: [row for row in board.values() if row["verdict"] == str(verdict)] for verdict in Verdict}
-    failing, holding, waiting = (groups[v] for v in (Verdict.FAILS, Verdict.HOLDS, Verdict.UNTESTED))
-    counts = f"{len(holding)} claims hold, {len(failing)} do not, {len(waiting)} are undecided."
-    return "\n".join(
-        [
-            f"{counts} In brackets the 95 % interval, n: seeds or measurements.\n",
-            "**What does not hold**\n",
-            *_table(failing),
-            "\n**What holds**\n",
-            *_table(holding),
-            "\n<details><summary>Undecided: not measured at full scale yet</summary>\n",
-            *_table(waiting),
-            "\n</details>\n",
-        ]
+    failing, undecided, holding, waiting = (
+        groups[v] for v in (Verdict.FAILS, Verdict.UNDECIDED, Verdict.HOLDS, Verdict.UNTESTED)
     )
+    counts = f"{len(holding)} claims hold, {len(failing)} do not, {len(undecided)} are undecided"
+    counts += f", {len(waiting)} are not measured at full scale yet." if waiting else "."
+    lines = [
+        f"{counts} In brackets the 95 % interval, n: seeds or measurements.\n",
+        "**What does not hold**\n",
+        *_table(failing),
+    ]
+    if undecided:
+        lines += [
+            "\n**What is undecided**: the interval contains values that satisfy the rule and values that do not\n",
+            *_table(undecided),
+        ]
+    lines += ["\n**What holds**\n", *_table(holding)]
+    if waiting:
+        lines += [
+            "\n<details><summary>Not measured at full scale yet</summary>\n",
+            *_table(waiting),
+            "\n</details>",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -94,7 +94,10 @@ def landing(root: Path) -> str:
     parts, captions = sections(readme), alt_texts(readme)
     board = json.loads((root / BOARD).read_text(encoding="utf-8"))
     by_verdict = {verdict: [row for row in board.values() if row["verdict"] == str(verdict)] for verdict in Verdict}
-    holding, failing, waiting = (by_verdict[v] for v in (Verdict.HOLDS, Verdict.FAILS, Verdict.UNTESTED))
+    holding, failing, undecided, waiting = (
+        by_verdict[v] for v in (Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED, Verdict.UNTESTED)
+    )
+    tally = {"claims hold": holding, "do not": failing, "are undecided": undecided, "are not measured yet": waiting}
     gallery = ["::::{container} gallery"]
     for picture in sorted((root / RESULTS).glob("*.png")):
         if picture.stem == BOARD.name.partition(".")[0]:
@@ -116,15 +119,15 @@ def landing(root: Path) -> str:
             readme.partition("\n")[0],
             re.sub(r"(?m)^\[<img.*\n", "", parts[""]),  # the figures come below
             "{.tally}",
-            f"**{len(holding)}** claims hold · **{len(failing)}** do not · **{len(waiting)}** are undecided",
+            " · ".join(f"**{len(rows)}** {words}" for words, rows in tally.items() if rows),
             "\n## Figures\n\nEach picture leads to the executed notebook.\n",
             *gallery,
             "::::",
             "\n## Scoreboard\n\nEvery claim of the paper, and some of its critics'. In brackets the 95 % interval,",
-            "n: seeds or measurements. What does not hold comes first.\n",
-            scoreboard([*failing, *holding]),
-            "### Undecided\n\nNot measured at full scale yet.\n",
-            scoreboard(waiting),
+            "n: seeds or measurements. What does not hold comes first, then what is undecided: where the interval",
+            "contains values that satisfy the rule and values that do not.\n",
+            scoreboard([*failing, *undecided, *holding]),
+            *(["### Not measured at full scale yet\n", scoreboard(waiting)] if waiting else []),
             *(f"## {name}\n{parts[name]}" for name in ("What the paper leaves unstated", "Licence and citation")),
             _contents("Use", ["run", "library", "benchmarks/benchmarks", "contributing", "data/mnist/README"]),
             _contents("Figures and tables", ["notebooks/*"]),

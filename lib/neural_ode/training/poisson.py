@@ -18,6 +18,7 @@ from neural_ode.training.loop import Row
 
 __all__ = [
     "RateModel",
+    "joint_error",
     "joint_rates",
     "rate_error",
     "relative_squared_error",
@@ -149,6 +150,14 @@ def joint_rates(model: JointModel, data: Oscillators, times: Tensor) -> Tensor:
     return model.process.rates(mean, times)
 
 
+def joint_error(model: JointModel, data: Oscillators) -> float:
+    """Relative integrated squared error of the learned rates, mean over series."""
+    times = torch.linspace(0, data.events.end, POINTS, dtype=torch.float64)
+    truth = oscillator_rate(data.phase[:, None].cpu(), times)
+    found = joint_rates(model, data, times).cpu()
+    return float(relative_squared_error(found, truth, times).mean())
+
+
 def train_joint(
     train: Oscillators,
     test: Oscillators,
@@ -174,10 +183,7 @@ def train_joint(
         return -net.elbo(some.values, events.times, events.lengths, events.mask, events.end).mean()
 
     def evaluate(net: JointModel) -> Mapping[str, float]:
-        times = torch.linspace(0, test.events.end, POINTS, dtype=torch.float64)
-        truth = oscillator_rate(test.phase[:, None], times)
-        found = joint_rates(net, test.to(device), times).cpu()
-        return {"error": float(relative_squared_error(found, truth, times).mean())}
+        return {"error": joint_error(net, test.to(device))}
 
     torch.manual_seed(seed)
     net, there = JointModel(2, 4, noise, **solver).to(device), train.to(device)
