@@ -1,6 +1,9 @@
 """Files, the workspace of a notebook, and the figures it saves."""
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -137,7 +140,7 @@ def test_animations_are_the_same_bytes_every_time(tmp_path: Path) -> None:
         save_animation([], tmp_path / "c")
 
 
-def test_large_pictures_get_a_palette(tmp_path: Path) -> None:
+def test_large_files_are_made_smaller(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     figure, axes = plt.subplots(figsize=(6, 6))
     axes.imshow(generator.random((300, 300, 3)))
@@ -146,6 +149,10 @@ def test_large_pictures_get_a_palette(tmp_path: Path) -> None:
     with Image.open(tmp_path / "noise.png") as picture:
         assert picture.mode == "P"
         assert picture.size == (720, 720)
+    inside = re.search(r'<image.*?base64,\s*([^"]+)"', (tmp_path / "noise.svg").read_text(), re.DOTALL)
+    assert inside is not None
+    with Image.open(io.BytesIO(base64.b64decode(inside[1]))) as picture:
+        assert 250 < picture.size[0] < 360  # 6 inches less the margins, at 60 instead of 120 dots an inch
     small, _ = plt.subplots()
     plt.close(small)
     save_figure(small, tmp_path / "small")

@@ -40,12 +40,13 @@ def draw_prediction(
         row: which of them.
         inside: the prediction inside the window, shape (n, 2).
         beyond: and beyond it, shape (m, 2).
-        samples: further predictions of all points, shape (samples, points, 2), drawn thin.
+        samples: further predictions of all points, shape (samples, points, 2), drawn thin,
+            every fourth point: the files stay small.
     """
     spirals, inside, beyond = spirals.to("cpu"), inside.cpu(), beyond.cpu()
     axes.plot(*spirals.truth[row].T, color=PARTS["truth"], lw=5, solid_capstyle="round", label="truth")
     for k, curve in enumerate(samples if samples is not None else ()):
-        axes.plot(*curve.cpu().T, color=_PALETTE[4], lw=0.7, alpha=0.5, label=None if k else "posterior samples")
+        axes.plot(*curve.cpu()[::4].T, color=_PALETTE[4], lw=0.7, alpha=0.5, label=None if k else "posterior samples")
     axes.plot(*inside.T, color=PARTS["inside"], lw=2, label="prediction in the window")
     joined = torch.cat([inside[-1:], beyond])
     axes.plot(*joined.T, "--", color=PARTS["beyond"], lw=2, label="prediction beyond it")

@@ -12,7 +12,7 @@ from neural_ode.files import replacing
 __all__ = ["COLORS", "MARKERS", "save_figure", "use_theme"]
 
 LARGE = 250_000
-"""Bytes of a PNG file from which it gets a palette: results are committed, and a gallery is to load quickly."""
+"""Bytes from which a file is made smaller: results are committed, and a gallery is to load quickly."""
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 
@@ -81,7 +81,9 @@ def _use_palette(picture: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Save as SVG and PNG beside each other. A PNG above 250 kB gets a palette of 256 colours.
+    """Save as SVG and PNG beside each other.
+
+    A PNG above 250 kB gets a palette of 256 colours, the pictures in an SVG above 250 kB half the resolution.
 
     Args:
         figure: the figure.
@@ -95,7 +97,10 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         target = path.with_name(path.name + suffix)
         with replacing(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
-            if suffix == ".png" and temporary.stat().st_size > LARGE:
-                _use_palette(temporary)
+            if temporary.stat().st_size > LARGE:
+                if suffix == ".png":
+                    _use_palette(temporary)
+                else:
+                    figure.savefig(temporary, metadata=metadata, dpi=mpl.rcParams["savefig.dpi"] / 2)
         saved.append(target)
     return saved
