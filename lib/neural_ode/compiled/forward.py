@@ -37,8 +37,8 @@ Array = NDArray[Any]
 _jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
 
 _LARGE = 2**16
-"""Entries of a state from which arithmetic takes most of the time: to make steps again for the gradient, as whole
-solves do, then costs more than dispatch. Steps compiled one by one make none again."""
+"""Entries of a state, or of outputs, from which arithmetic takes most of the time: to make steps again for the
+gradient, as whole solves do, then costs more than dispatch. Steps compiled one by one make none again."""
 
 _refused: set[Any] = set()
 """Kinds of dynamics that have been found not to compile."""
@@ -214,6 +214,11 @@ class _Solve(ABC):
             output of that row it is.
         """
 
+    def spread(self, chunk: _Recorded, part: Tensor, grad_slopes: Tensor) -> None:
+        """Add to the gradients of the slopes, rows, what outputs read off them with the gradients `part`."""
+        weighted = (chunk.weights[:, :, None] * part[:, None]).flatten(0, 1)
+        grad_slopes.index_add_(0, chunk.stages.reshape(-1), weighted)
+
     @abstractmethod
     def begin(self, evaluations: int) -> None:
         """Add to the statistics what is evaluated before the first step."""
@@ -328,8 +333,7 @@ class _Solve(ABC):
             part = self._rows(grad)[chunk.targets]
             grad_states, grad_slopes = torch.zeros_like(states), grad.new_zeros((capacity, number, *y0.shape))
             self._rows(grad_states).index_add_(0, chunk.sources, part)
-            weighted = (chunk.weights[:, :, None] * part[:, None]).flatten(0, 1)
-            self._rows(grad_slopes).index_add_(0, chunk.stages.reshape(-1), weighted)
+            self.spread(chunk, part, self._rows(grad_slopes))
             if grad_t is not None:
                 assert chunk.rates is not None
                 grad_t[chunk.targets] = (part * chunk.rates).sum(1).to(grad_t)
@@ -379,6 +383,16 @@ class _Joint(_Solve):
     @property
     def norm(self) -> Norm:
         return self.scheme.tolerance.norm
+
+    def spread(self, chunk: _Recorded, part: Tensor, grad_slopes: Tensor) -> None:
+        if part.numel() < _LARGE:
+            super().spread(chunk, part, grad_slopes)
+            return
+        # The outputs of a step are consecutive: one product for each step, not a row for each output and stage.
+        number = self.method.tableau.stages
+        rows, begins = np.unique(chunk.stages[:, 0].cpu().numpy(), return_index=True)
+        for row, begin, end in zip(rows, begins, [*begins[1:], len(part)], strict=True):
+            grad_slopes[row : row + number].addmm_(chunk.weights[begin:end].T, part[begin:end])
 
     def begin(self, evaluations: int) -> None:
         self.stats.nfe += evaluations

@@ -97,7 +97,7 @@ def _inductor(fuse_products: bool, graph: torch.fx.GraphModule, inputs: list[Any
     return compile_fx(graph, inputs, config_patches=options, decompositions=decompositions)
 
 
-_FEW = 4
+_FEW = 2
 """Rows or columns up to which a matrix product is faster inside the kernels around it than in a call of its own."""
 
 
