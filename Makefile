@@ -1,6 +1,6 @@
 # make figures   everything that the paper shows, at the quick profile: figures/quick/
 # make test      all checks: lint, types, unit tests, notebooks
-# make lab       JupyterLab
+# make lab       JupyterLab; its options: make lab LAB="--no-browser"
 # make notebooks store fresh outputs in notebooks/
 # make site      the executed notebooks and the reference of the library as pages to read offline: build/site
 # make benchmarks  speed beside the peers, ten minutes on a quiet machine: benchmarks/results.json
@@ -27,6 +27,12 @@ DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config -
 
 .PHONY: figures test lab notebooks site benchmarks lock clean
 
+# How the tests are distributed is in conftest.py.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg
+# It shows what all others have measured.
+LAST := notebooks/11_scoreboard.ipynb
+
 figures: $(VENV)/notebooks.stamp
 	$(DVC_WITHOUT_GIT)
 	dvc repro
@@ -36,11 +42,12 @@ test: $(VENV)/dev.stamp
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
-	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg notebooks
+	OMP_NUM_THREADS=1 pytest tests $(PARALLEL)
+	OMP_NUM_THREADS=1 $(NBVAL) $(PARALLEL) $(filter-out $(LAST),$(sort $(wildcard notebooks/*.ipynb)))
+	$(NBVAL) $(LAST)
 
 lab: $(VENV)/notebooks.stamp
-	jupyter lab notebooks
+	jupyter lab $(LAB) notebooks
 
 notebooks: figures
 	python -m neural_ode.pipeline.refresh

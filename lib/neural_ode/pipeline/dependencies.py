@@ -5,13 +5,15 @@ The stages of `dvc.yaml` list these files, so that changing a module re-runs wha
     python -m neural_ode.pipeline.dependencies notebooks/*.ipynb
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from neural_ode.imports import LIBRARY, imported_modules
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        print(argument)
-        for module in sorted(imported_modules(Path(argument))):
+    parser = argparse.ArgumentParser(prog="python -m neural_ode.pipeline.dependencies")
+    parser.add_argument("notebook", type=Path, nargs="+", help="list the modules that it imports, directly or not")
+    for notebook in parser.parse_args().notebook:
+        print(notebook)
+        for module in sorted(imported_modules(notebook)):
             print(f"      - {module.relative_to(LIBRARY.parents[1])}")

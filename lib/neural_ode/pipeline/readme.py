@@ -12,7 +12,7 @@ from neural_ode.claims import Verdict
 from neural_ode.files import replace_between
 from neural_ode.workspace import project_root
 
-__all__ = ["gallery", "main", "marks", "scoreboard"]
+__all__ = ["gallery", "made_by", "main", "marks", "scoreboard"]
 
 PROFILE = "paper"
 RESULTS = Path("figures") / PROFILE
@@ -30,13 +30,17 @@ def gallery(root: Path) -> str:
     """Small pictures of all figures of full scale, each a link to the notebook that made it."""
     cells = []
     for figure in sorted((root / RESULTS).glob("*.png")):
-        owners = [path for path in (root / RESULTS).glob("*.ipynb") if figure.stem.startswith(path.stem)]
-        (notebook,) = owners
         image = f'<img src="{RESULTS.as_posix()}/{figure.name}" width="270" alt="{figure.stem}">'
-        cells.append(f"[{image}]({RESULTS.as_posix()}/{notebook.name})")
+        cells.append(f"[{image}]({RESULTS.as_posix()}/{made_by(figure)}.ipynb)")
     rows = [cells[k : k + COLUMNS] for k in range(0, len(cells), COLUMNS)]
     lines = ["| " + " | ".join(row + [""] * (COLUMNS - len(row))) + " |" for row in rows]
     return "\n".join(["| " * COLUMNS + "|", "|---" * COLUMNS + "|", *lines]) + "\n"
+
+
+def made_by(figure: Path) -> str:
+    """The name, without suffix, of the executed notebook beside a figure that has made it."""
+    (name,) = (path.stem for path in figure.parent.glob("*.ipynb") if figure.stem.startswith(path.stem))
+    return name
 
 
 def scoreboard(board: Mapping[str, Mapping[str, Any]]) -> str:
@@ -78,7 +82,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         command = f"[{name}](notebooks/{name}.ipynb): `dvc repro {name.split('_', 1)[-1]}@{PROFILE}`"
         cells = [
             sign,
-            f"{row['claim']} ({row['item']})",
+            f"{row['claim']} ({row['item']})<br><sub>Rule: {row['rule']}</sub>",
             row["paper"],
             row["here"],
             "–" if name == "–" else command,

@@ -6,6 +6,7 @@ Every page has one source: a part of the README, an executed notebook, docstring
 folder as Sphinx wants them; `docs/` holds the configuration of Sphinx and the first page of the reference.
 """
 
+import argparse
 import ast
 import json
 import re
@@ -22,7 +23,7 @@ from nbformat import NotebookNode
 
 from neural_ode.claims import Verdict
 from neural_ode.files import write_atomically
-from neural_ode.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS
+from neural_ode.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS, made_by
 from neural_ode.workspace import project_root
 
 __all__ = [
@@ -69,7 +70,7 @@ def scoreboard(rows: Iterable[Mapping[str, Any]]) -> str:
         table.append(
             [
                 f"{SIGNS[Verdict(row['verdict'])]} {row['verdict']}",
-                f"{_plain(row['claim'])} ({_plain(row['item'])})",
+                f"{_plain(row['claim'])} ({_plain(row['item'])})\\\n    *Rule:* {_plain(row['rule'])}",
                 _plain(row["paper"]),
                 # A line for each way of measuring.
                 _plain(row["here"])
@@ -102,13 +103,10 @@ def landing(root: Path) -> str:
     for picture in sorted((root / RESULTS).glob("*.png")):
         if picture.stem == BOARD.name.partition(".")[0]:
             continue  # the page has it as a table
-        notebook = max(
-            (n.stem for n in (root / RESULTS).glob("*.ipynb") if picture.stem.startswith(n.stem)), key=len
-        )
         text = captions.get(picture.stem, picture.stem)
         gallery += [
             f":::{{figure}} {(RESULTS / picture.name).as_posix()}",
-            f":target: notebooks/{notebook}.html",
+            f":target: notebooks/{made_by(picture)}.html",
             f":alt: {text}",
             "",
             text,
@@ -123,7 +121,7 @@ def landing(root: Path) -> str:
             "\n## Figures\n\nEach picture leads to the executed notebook.\n",
             *gallery,
             "::::",
-            "\n## Scoreboard\n\nEvery claim of the paper, and some of its critics'. In brackets the 95 % interval,",
+            "\n## Scoreboard\n\nThe paper's claims, and some of its critics'. In brackets the 95 % interval,",
             "n: seeds or measurements. What does not hold comes first, then what is undecided: where the interval",
             "contains values that satisfy the rule and values that do not.\n",
             scoreboard([*failing, *undecided, *holding]),
@@ -280,25 +278,29 @@ def build(root: Path, target: Path) -> int:
     """
     if target.exists() and any(target.iterdir()) and not (target / "searchindex.js").exists():
         raise FileExistsError(f"{target} is no site: empty it, or name another folder")
-    with tempfile.TemporaryDirectory() as temporary:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: what is complete takes its place by a renaming.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
         source, html = Path(temporary, "source"), Path(temporary, "html")
         write_sources(root, source)
         options = ["-b", "html", "--quiet", "--fail-on-warning", "--keep-going"]
         folders = ["-c", f"{root / 'docs'}", "-d", f"{Path(temporary, 'doctrees')}", f"{source}", f"{html}"]
         status = subprocess.run([sys.executable, "-m", "sphinx", *options, *folders], check=False).returncode
         if status == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(html, target)
+            if target.exists():
+                target.rename(Path(temporary, "earlier"))
+            html.rename(target)
     return status
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the site into the folder that is named."""
-    (target,) = sys.argv[1:] if arguments is None else arguments
-    status = build(project_root(), Path(target))
+    parser = argparse.ArgumentParser(prog="python -m neural_ode.pipeline.site", description="Build the site.")
+    parser.add_argument("target", type=Path, help="folder for the site; it must be empty or hold an earlier one")
+    target = parser.parse_args(arguments).target
+    status = build(project_root(), target)
     if status == 0:
-        print(f"the site is ready: {Path(target) / 'index.html'}")
+        print(f"the site is ready: {target / 'index.html'}")
     return status
 
 

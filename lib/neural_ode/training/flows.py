@@ -123,7 +123,7 @@ class PictureLikelihood(Likelihood):
     def __init__(self, name: str, picture: ArrayLike):
         super().__init__(name)
         self.picture = np.asarray(picture, dtype=np.float64)
-        self.identity = [*self.identity, hashlib.sha256(self.picture.tobytes()).hexdigest()]
+        self.identity += [str(self.picture.shape), hashlib.sha256(self.picture.tobytes()).hexdigest()]
 
     def inputs(self, n: int, seed: Sequence[int]) -> Tensor:
         """Points of the picture."""
@@ -240,7 +240,7 @@ def train_planar(
     state = PlanarState.start(*(torch.stack([getattr(f, x).detach() for f in flows.values()]) for x in names))
     kind = [type(objectives[0]).__name__, *(objective.name for objective in objectives)]
     settings = {
-        "kind": kind,
+        "objectives": [objective.identity for objective in objectives],
         "layers": layers,
         "seeds": list(seeds),
         "training": dict(training),
