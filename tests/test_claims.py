@@ -73,6 +73,12 @@ def test_a_way_that_fails_outweighs_one_that_is_undecided() -> None:
     assert decide(claim(low="> 0"), ways, "quick") is Verdict.FAILS
 
 
+@pytest.mark.parametrize(("low", "high", "verdict"), [(-2, 52, Verdict.UNDECIDED), (-2, 20, Verdict.FAILS)])
+def test_an_estimate_decides_where_its_interval_is_narrow(low: float, high: float, verdict: Verdict) -> None:
+    within = claim(estimate=[">= 30", "<= 50"])
+    assert decide(within, {"way": {"estimate": 0, "low": low, "high": high}}, "quick") is verdict
+
+
 def test_without_the_other_end_a_condition_decides() -> None:
     assert decide(claim(low="> 0"), {"a": {"low": -1.0, "high": None}}, "quick") is Verdict.FAILS
 
@@ -108,8 +114,8 @@ def test_conditions_are_what_they_look_like(sign: str, value: float) -> None:
 def test_verdict_table() -> None:
     measured = {"estimate": 1.4, "low": 1.3, "high": 1.5, "r2": 0.999, "n": 6, "unit": "MiB"}
     table = verdict_table({"memory.rknet_linear": {"bytes kept": measured}}, "quick")
-    assert list(table.columns) == ["claim", "paper", "here", "holds?"]
-    assert table.loc["memory.rknet_linear", "here"] == "bytes kept: 1.4 [1.3, 1.5] MiB (n = 6)"
+    assert list(table.columns) == ["claim", "rule", "paper", "here", "holds?"]
+    assert table.loc["memory.rknet_linear", "here"] == "bytes kept: 1.4 [1.3, 1.5] MiB, R² 0.999 (n = 6)"
     assert table.loc["memory.rknet_linear", "holds?"] == "holds"
     with pytest.raises(UnknownNameError, match=r"did you mean 'memory\.rknet_linear'"):
         verdict_table({"memory.rknet_linea": {}}, "quick")

@@ -8,7 +8,7 @@ from torch import nn
 
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
-from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation
+from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
 from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
 
 
@@ -139,3 +139,14 @@ def test_means_and_proportions() -> None:
 def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
     assert rank_correlation([1, 2, 3], [7, 7, 7]) == 0.0
+
+
+def test_a_ratio_and_its_inverse_say_the_same() -> None:
+    ratios = [0.5, 2.0, 3.0]
+    there, back = ratio_interval(ratios), ratio_interval([1 / x for x in ratios])
+    assert there.estimate == pytest.approx(3 ** (1 / 3))
+    assert there.low == pytest.approx(1 / back.high)
+    assert 0 < there.low < there.estimate < there.high
+    assert ratio_interval([2.0]).as_dict() == {"estimate": 2.0, "low": None, "high": None, "n": 1}
+    with pytest.raises(InvalidArgumentError, match="positive"):
+        ratio_interval([1.0, 0.0])

@@ -62,7 +62,7 @@ def test_the_scoreboard_shows_the_committed_results() -> None:
         measured = ROOT / "figures" / "paper" / f"{notebook}.claims.json"
         if measured.exists():
             for id, measurement in json.loads(measured.read_text()).items():
-                assert board[id]["here"] == (describe(measurement) or "–")
+                assert board[id]["here"] == (describe(load_claims()[id], measurement) or "–")
                 assert board[id]["verdict"] == str(decide(load_claims()[id], measurement, "paper"))
 
 

@@ -23,8 +23,14 @@ OPERATORS = {
     "==": operator.eq,
 }
 
-OTHER_END = {"low": "high", "high": "low", "share_low": "share_high", "share_high": "share_low"}
-"""The ends of a 95 % interval, by their fields."""
+INTERVAL = {
+    "estimate": ("low", "high"),
+    "low": ("high",),
+    "high": ("low",),
+    "share_low": ("share_high",),
+    "share_high": ("share_low",),
+}
+"""For an estimate both ends of its 95 % interval, for one end the other one."""
 
 FULL_SCALE = ("paper", "gpu")
 """The profiles that decide claims of scale `paper`."""
@@ -70,9 +76,9 @@ def load_claims() -> dict[str, Claim]:
 def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
     """Apply the claim's rule.
 
-    A claim holds if every way of measuring it satisfies every condition. A condition on an end of an interval that
-    the other end satisfies decides nothing: the interval is wider than the rule allows, and contains values of
-    both kinds. Any other condition that is not satisfied refutes the claim.
+    A claim holds if every way of measuring it satisfies every condition. A condition on an estimate, or on an end
+    of its interval, decides nothing if another value of the interval would satisfy it. Any other condition that is
+    not satisfied refutes the claim.
 
     Raises:
         InvalidArgumentError: the measurement lacks a field of the rule. A field that is `None` (an interval from
@@ -96,10 +102,8 @@ def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
 def _apply(condition: str, field: str, fields: Mapping[str, Any]) -> Verdict:
     if _satisfies(fields[field], condition):
         return Verdict.HOLDS
-    other = OTHER_END.get(field)
-    if other is not None and fields.get(other) is not None and _satisfies(fields[other], condition):
-        return Verdict.UNDECIDED
-    return Verdict.FAILS
+    ends = [fields[end] for end in INTERVAL.get(field, ()) if fields.get(end) is not None]
+    return Verdict.UNDECIDED if any(_satisfies(end, condition) for end in ends) else Verdict.FAILS
 
 
 def _satisfies(value: float, condition: str) -> bool:
@@ -108,7 +112,7 @@ def _satisfies(value: float, condition: str) -> bool:
 
 
 def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.DataFrame:
-    """The table that closes a notebook: *claim | paper | here | holds?*, a row for each claim.
+    """The table that closes a notebook: *claim | rule | paper | here | holds?*, a row for each claim.
 
     Args:
         measurements: by claim id.
@@ -121,8 +125,9 @@ def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.D
     rows = [
         {
             "claim": claims[id].sentence,
+            "rule": claims[id].rule,
             "paper": claims[id].paper,
-            "here": describe(measurement),
+            "here": describe(claims[id], measurement),
             "holds?": str(decide(claims[id], measurement, profile)),
         }
         for id, measurement in measurements.items()
@@ -130,17 +135,23 @@ def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.D
     return pd.DataFrame(rows, index=pd.Index(list(measurements), name="id"))
 
 
-def describe(measurement: Measurement) -> str:
-    """The measured values in a line: estimate, interval and unit of each way of measuring."""
-    return "; ".join(_describe_one(way, fields) for way, fields in measurement.items())
+def describe(claim: Claim, measurement: Measurement) -> str:
+    """The measured values in a line: of each way estimate, interval and unit, and what else decides."""
+    return "; ".join(_describe_one(claim, way, fields) for way, fields in measurement.items())
 
 
-def _describe_one(way: str, fields: Mapping[str, Any]) -> str:
+def _describe_one(claim: Claim, way: str, fields: Mapping[str, Any]) -> str:
+    if fields.get("n") == 0:
+        return f"{way}: nothing finite to measure"
     text = f"{way}: {fields['estimate']:.3g}"
     if fields.get("low") is not None and fields.get("high") is not None:
         text += f" [{fields['low']:.3g}, {fields['high']:.3g}]"
     if fields.get("unit"):
         text += f" {fields['unit']}"
+    shown = {fields["estimate"], fields.get("low"), fields.get("high")}
+    for name in claim.holds_if:
+        if fields.get(name) is not None and fields[name] not in shown:
+            text += f", {name.replace('_', ' ').replace('r2', 'R²')} {fields[name]:.3g}"
     if fields.get("n"):
         text += f" (n = {fields['n']})"
     return text

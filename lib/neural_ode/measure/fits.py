@@ -1,5 +1,6 @@
 """Estimates with their 95 % confidence intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "median_interval",
     "proportion_interval",
     "rank_correlation",
+    "ratio_interval",
 ]
 
 CONFIDENCE = 0.95
@@ -68,6 +70,21 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
     r2 = 1.0 if constant else float(fit.rvalue**2)
     slope = float(fit.slope)
     return Line(slope, slope - half, slope + half, float(fit.intercept), r2, len(x))
+
+
+def ratio_interval(ratios: Sequence[float]) -> Interval:
+    """Geometric mean of positive ratios of independent runs, with Student's interval of the logarithms.
+
+    A ratio and its inverse say the same, and no end of the interval is negative.
+
+    Raises:
+        InvalidArgumentError: a ratio is not positive.
+    """
+    if not all(x > 0 for x in ratios):
+        raise InvalidArgumentError(f"ratios must be positive, got {list(ratios)}")
+    logs = mean_interval([math.log(x) for x in ratios])
+    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
+    return Interval(math.exp(logs.estimate), low, high, logs.n)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
