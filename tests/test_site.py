@@ -144,12 +144,14 @@ def test_claims_are_text_and_not_markdown() -> None:
         "verdict": "holds",
         "claim": "*a* | [b]",
         "item": "$c$",
+        "rule": "_r_",
         "paper": "–",
         "here": "x: 1; y: 2",
         "notebook": "–",
     }
     made = scoreboard([row])
     assert r"\*a\* \| \[b\] (\$c\$)" in made
+    assert r"*Rule:* \_r\_" in made
     assert "  - x: 1\\\n    y: 2\n" in made
 
 
