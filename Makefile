@@ -27,12 +27,6 @@ DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config -
 
 .PHONY: figures test lab notebooks site benchmarks lock clean
 
-# How the tests are distributed is in conftest.py.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
-NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg
-# It shows what all others have measured.
-LAST := notebooks/11_scoreboard.ipynb
-
 figures: $(VENV)/notebooks.stamp
 	$(DVC_WITHOUT_GIT)
 	dvc repro
@@ -42,9 +36,8 @@ test: $(VENV)/dev.stamp
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest tests $(PARALLEL)
-	OMP_NUM_THREADS=1 $(NBVAL) $(PARALLEL) $(filter-out $(LAST),$(sort $(wildcard notebooks/*.ipynb)))
-	$(NBVAL) $(LAST)
+	OMP_NUM_THREADS=1 pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
+	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg notebooks
 
 lab: $(VENV)/notebooks.stamp
 	jupyter lab $(LAB) notebooks
