@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+import neural_ode.compiled.forward
 import neural_ode.compiled.graphs
 from neural_ode import (
     Backsolve,
@@ -156,6 +157,21 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
     assert len(set(compiled.per_sample.nfe.tolist())) > 1
     assert plain.nfe == compiled.nfe
     for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_many_outputs() -> None:
+    """Several in a step, and together so many numbers that they are gathered step by step."""
+    f, times = Smooth(), torch.linspace(0, 1, 80, dtype=torch.float64)
+    found = []
+    for compile in (False, True):
+        y0 = start(512).double().requires_grad_()
+        solution = solve(f, y0, times, rtol=1e-6, atol=1e-6, compile=compile)
+        assert solution.y[1:].numel() > neural_ode.compiled.forward._LARGE
+        assert solution.stats.accepted < len(times) / 2
+        weights = torch.linspace(-1, 1, solution.y.numel(), dtype=torch.float64).view_as(solution.y)
+        found.append(torch.autograd.grad((solution.y * weights).sum(), [y0, *f.parameters()]))
+    for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 

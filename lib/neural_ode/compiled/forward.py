@@ -215,7 +215,13 @@ class _Solve(ABC):
         """
 
     def spread(self, chunk: _Recorded, part: Tensor, grad_slopes: Tensor) -> None:
-        """Add to the gradients of the slopes, rows, what outputs read off them with the gradients `part`."""
+        """Add to the gradients of the slopes what outputs have read off them.
+
+        Args:
+            chunk: how the m outputs came about.
+            part: their gradients, shape (m, size).
+            grad_slopes: those of the slopes as rows, see `_rows`; changed in place.
+        """
         weighted = (chunk.weights[:, :, None] * part[:, None]).flatten(0, 1)
         grad_slopes.index_add_(0, chunk.stages.reshape(-1), weighted)
 
