@@ -270,6 +270,24 @@ def test_tanh_in_the_graph_is_accurate() -> None:
     assert error < 4 * torch.finfo(torch.float32).eps
 
 
+def test_expm1_in_the_graph_is_accurate() -> None:
+    size = torch.logspace(-30, 1.9, 200_001)
+    x = torch.cat([-size, size, torch.tensor([-float("inf"), -200.0, float("inf")])])
+    exact = torch.expm1(x.double())
+    found = neural_ode.compiled.graphs.expm1(x)
+    error = ((found - exact) / exact)[exact.abs() < 1e30].abs().max()
+    assert error < 4 * torch.finfo(torch.float32).eps
+    assert torch.equal(found[-3:], torch.tensor([-1.0, -1.0, float("inf")]))
+
+
+def test_elu_in_the_graph_is_that_of_pytorch() -> None:
+    f = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Linear(8, 2))
+    y0 = torch.randn(6, 2)
+    with torch.no_grad():
+        plain, compiled = (solve(lambda t, y: f(y), y0, [0.0, 2.0], compile=x) for x in (False, True))
+    torch.testing.assert_close(compiled.y, plain.y, rtol=1e-5, atol=1e-6)
+
+
 def test_evaluations_are_still_counted_by_the_module(field: Field) -> None:
     with torch.no_grad():
         solve(field, start(), [0.0, 1.0], compile=True)  # finds out that counting cannot be compiled as a whole

@@ -250,6 +250,23 @@ def test_unions_take_further_times_and_repeated_ones() -> None:
         union_of_times(torch.ones(3), 0.0)
 
 
+def test_series_with_the_same_times_share_one_row_of_places() -> None:
+    f = Smooth(3)
+    z0 = torch.randn(4, 3, dtype=torch.float64)
+    weights = torch.randn(4, 2, 3, dtype=torch.float64)
+    for row in ([0.5, 2.0], [0.0, 0.5], [2.0, 0.5], [1.0, 1.0]):
+        union = union_of_times(torch.tensor(row, dtype=torch.float64).expand(4, 2), 0.0, 1.5)
+        assert union.place.stride(0) == 0
+        states = solve(f, z0, union.times, **TIGHT).y.detach().requires_grad_()
+        picked = union.pick(states)
+        apart = union._replace(place=union.place.contiguous()).pick(states)
+        assert torch.equal(picked, apart)
+        assert picked.shape == (4, 2, 3)
+        gradients = [torch.autograd.grad((x * weights).sum(), states)[0] for x in (picked, apart)]
+        torch.testing.assert_close(*gradients)
+    assert union_of_times(torch.zeros(4, 0), 0.0).pick(torch.zeros(1, 4, 3)).shape == (4, 0, 3)
+
+
 # Recurrent networks ----------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,8 @@ class Union(NamedTuple):
 
     Attributes:
         times: ascending, float64, shape (n,); the first one is where the solve starts.
-        place: for each series and time its number in `times`, int64, shape (series, m).
+        place: for each series and time its number in `times`, int64, shape (series, m); where all series have the
+            same times, one row expanded.
     """
 
     times: Tensor
@@ -32,9 +33,14 @@ class Union(NamedTuple):
             states: of all series at all times, shape (n, series, *state).
 
         Returns:
-            Shape (series, m, *state).
+            Shape (series, m, *state); where all series have the same times, not contiguous.
         """
         series = states.shape[1]
+        if self.place.stride(0) == 0:
+            row = self.place[0]
+            if len(row) and (row.diff() == 1).all():
+                return states[row[0] : row[-1] + 1].transpose(0, 1)
+            return states[row.to(states.device)].transpose(0, 1)
         row = self.place.to(states.device) * series + torch.arange(series, device=states.device)[:, None]
         found = states.flatten(0, 1).index_select(0, row.flatten())
         return found.view(*row.shape, *states.shape[2:])
@@ -57,5 +63,8 @@ def union_of_times(times: Tensor, start: float, *further: float) -> Union:
     if (values < start).any() or min(further, default=start) < start:
         raise InvalidArgumentError(f"times must not lie before the start {start}, got {values.min().item()}")
     extra = torch.tensor([start, *further], dtype=torch.float64)
-    found, place = np.unique(torch.cat([extra, values.flatten()]).numpy(), return_inverse=True)
-    return Union(torch.from_numpy(found), torch.from_numpy(place[len(extra) :]).view(values.shape))
+    if (values == values[:1]).all():
+        values = values[:1]
+    found, number = np.unique(torch.cat([extra, values.flatten()]).numpy(), return_inverse=True)
+    place = torch.from_numpy(number[len(extra) :]).view(values.shape)
+    return Union(torch.from_numpy(found), place.expand(times.shape))

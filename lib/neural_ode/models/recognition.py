@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError
+from neural_ode.models.elman import last_state
 
 __all__ = ["BackwardRNN"]
 
@@ -42,7 +43,7 @@ class BackwardRNN(nn.Module):
             gaps = torch.diff(times, dim=1, prepend=torch.zeros_like(times[:, :1]))
             inputs = torch.cat([values, gaps[..., None].to(values)], dim=-1)
         if lengths is None:
-            _, state = self.rnn(inputs.flip(1))
+            state = last_state(self.rnn, inputs.flip(1))
         else:
             if lengths.min() < 1 or lengths.max() > inputs.shape[1]:
                 raise InvalidArgumentError(f"lengths must be 1 to {inputs.shape[1]}, got {lengths.tolist()}")
@@ -53,6 +54,6 @@ class BackwardRNN(nn.Module):
             packed = nn.utils.rnn.pack_padded_sequence(
                 turned, lengths.cpu(), batch_first=True, enforce_sorted=False
             )
-            _, state = self.rnn(packed)
-        mean, log_variance = self.out(state[0]).chunk(2, dim=-1)
+            state = self.rnn(packed)[1][0]
+        mean, log_variance = self.out(state).chunk(2, dim=-1)
         return mean, log_variance
