@@ -3,7 +3,7 @@
 # make lab       JupyterLab; its options: make lab LAB="--no-browser"
 # make notebooks store fresh outputs in notebooks/
 # make site      the executed notebooks and the reference of the library as pages to read offline: build/site
-# make benchmarks  speed beside the peers, ten minutes on a quiet machine: benchmarks/results.json
+# make benchmarks  speed beside the peers, ten to twenty minutes on a quiet machine: benchmarks/results.json
 # make lock      new requirements.lock.txt from the ranges in pyproject.toml
 # make clean     remove everything that a command has made, .venv and scratch/ included, but not figures/paper and runs/paper
 #
