@@ -230,7 +230,7 @@ def _solve_dense(
         scheme = with_compiled_steps(scheme)
     problem = replace(problem, t=problem.t.detach())
     trajectory = integrate(problem.f, problem.y0, problem.t, scheme, stats, segments.append, problem.event)
-    return trajectory, DenseOutput(method, segments, trajectory.t[-1].item(), problem.restore)
+    return trajectory, DenseOutput(method, segments, problem.y0, trajectory.t[-1].item(), problem.restore)
 
 
 def _solve_batched(
