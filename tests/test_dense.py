@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neural_ode import InvalidArgumentError, odeint_dense, solve
+from neural_ode import InvalidArgumentError, SolverError, odeint_dense, solve
 from neural_ode.methods import METHODS
 
 METHODS_WITH_DENSE_OUTPUT = ["dopri5", "dopri8", "adams", "kvaerno5"]
@@ -111,3 +111,15 @@ def test_a_solve_without_steps() -> None:
         assert torch.autograd.grad(y.sum(), y0)[0].tolist() == [6.0]
         with pytest.raises(InvalidArgumentError, match=r"t = 1\.5 lies outside .* 1\.0 to 1\.0"):
             solution.dense(1.5)
+
+
+def test_without_dense_output() -> None:
+    """Also where the solve failed: its error has the solution so far, without the steps."""
+    solution = solve(decay, real(1), [0.0, 1.0])
+    with pytest.raises(SolverError) as caught:
+        solve(decay, real(1), [0.0, 1.0], max_steps=1, dense=True)
+    for without in (solution, caught.value.partial):
+        assert not without.dense
+        with pytest.raises(InvalidArgumentError, match=r"pass dense=True to solve"):
+            without.dense(0.5)
+    assert solve(decay, real(1), [0.0, 1.0], dense=True).dense

@@ -247,7 +247,7 @@ def odeint_dense(
         dense=True,
         **_keywords(func, structure, t, method or "dopri5", options),
     ).dense
-    assert dense is not None
+    assert isinstance(dense, DenseOutput)
     return dense
 
 

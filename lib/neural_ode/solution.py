@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import ExplicitRungeKutta, Method
 from neural_ode.state import State
 
-__all__ = ["DenseOutput", "Made", "SampleStatistics", "Segment", "Solution", "Statistics"]
+__all__ = ["DenseOutput", "Made", "NoDenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
 
 
 @dataclass
@@ -210,6 +210,20 @@ _FEW = 2**10
 
 
 @dataclass(frozen=True)
+class NoDenseOutput:
+    """In place of a dense output that was not kept. Is false; called, it says what to do."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __call__(self, t: Tensor | float) -> NoReturn:
+        raise InvalidArgumentError(
+            "the solution has no dense output, because the steps were not kept: pass dense=True to solve. What an "
+            "error has as its partial solution never has one"
+        )
+
+
+@dataclass(frozen=True)
 class Solution:
     """The result of `solve`.
 
@@ -218,12 +232,13 @@ class Solution:
             times before it and its own.
         y: the states there: a tensor of shape (n, *state), or a tuple of such tensors for a tuple state.
         stats: what the solve cost; its `backward` part is filled in by the backward pass.
-        dense: the solution as a function of time, or `None` where it was not asked for.
+        dense: the solution as a function of time: `dense(t)`. Where it was not asked for it is false, and to call
+            it raises `InvalidArgumentError`.
         event: which number of the event function ended the solve; `None` if none did.
     """
 
     t: Tensor
     y: State
     stats: Statistics
-    dense: DenseOutput | None = None
+    dense: DenseOutput | NoDenseOutput = field(default_factory=NoDenseOutput)
     event: int | None = None

@@ -27,7 +27,7 @@ from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
-from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
+from neural_ode.solution import DenseOutput, NoDenseOutput, Segment, Solution, Statistics
 from neural_ode.state import State
 from neural_ode.step_size import IntegralController, Tolerance
 from neural_ode.structure import Structure
@@ -186,7 +186,7 @@ def solve(
         compile=compile,
     )
     stats = Statistics()
-    output: DenseOutput | None = None
+    output: DenseOutput | NoDenseOutput = NoDenseOutput()
     try:
         if batched:
             trajectory = _solve_batched(problem, scheme, stats, chosen_gradient, dense)
