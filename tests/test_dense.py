@@ -96,6 +96,9 @@ def test_first_and_second_derivatives(method: str, size: int) -> None:
         found.append((y, *first, *second))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for times in (t.detach(), t[0].detach()):
+        states, slopes = torch.func.jvp(dense, (times,), (torch.ones_like(times),))
+        torch.testing.assert_close(slopes, a * states, rtol=1e-6, atol=0)
 
 
 def test_a_solve_without_steps() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import ExplicitRungeKutta, Method
@@ -157,7 +158,7 @@ class DenseOutput:
         times = self._inside(asked)
         if not self.segments:
             y = self.y0.expand(len(times), *self.y0.shape)
-        elif len(times) == 1 and not times.requires_grad:
+        elif len(times) == 1 and not _moving(times):
             y = self.packed(times.item())[None]
         else:
             starts = times.new_tensor(self._starts)
@@ -179,7 +180,7 @@ class DenseOutput:
                 f"t = {values[~inside][0].item()} lies outside the interval of the solve, {self.start} to "
                 f"{self.end}; solve over a longer interval to evaluate there"
             )
-        return times + (values - times.detach()) if times.requires_grad else values
+        return times + (values - times.detach()) if _moving(times) else values
 
     def _states(self, segments: list[Segment], rows: Tensor, times: Tensor) -> Tensor:
         """The packed states, shape (m, *state), at times that lie each in the step that `rows` says.
@@ -204,6 +205,13 @@ class DenseOutput:
             states.append(self.method.interpolate(segment.y, segment.dense, segment.h, part))
         return torch.cat(states)[order.argsort()]
 
+
+def _moving(times: Tensor) -> bool:
+    """Whether derivatives in the times are wanted, backwards or forwards."""
+    return times.requires_grad or _unpack_dual(times).tangent is not None
+
+
+_unpack_dual: Any = forward_ad.unpack_dual  # not typed
 
 _FEW = 2**10
 """Up to so many numbers for each step, calls take longer than arithmetic: all steps are evaluated in one."""
