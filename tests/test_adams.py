@@ -1,6 +1,7 @@
 """Adams methods: coefficients in exact arithmetic, orders, gradients; against VODE and torchdiffeq."""
 
 import math
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -12,6 +13,7 @@ import torch
 from scipy.integrate import ode, solve_ivp
 from torch import Tensor
 
+import neural_ode
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, History, VariableOrderAdams, newton_form
 from neural_ode.methods.base import Method, Step
@@ -506,9 +508,45 @@ def test_without_convergence_equals_torchdiffeq(max_iters: int) -> None:
     theirs = torchdiffeq.odeint(
         pendulum, real(1, 0), times, method="implicit_adams", rtol=1e-7, atol=1e-7, options=options
     )
-    with pytest.warns(NeuralODEWarning, match=r"did not converge at t = .*max_iters"):
-        ours, _ = walk(AdamsBashforthMoulton(8, max_iters), pendulum, real(1, 0), times, atol=1e-7)
+    with pytest.warns(NeuralODEWarning, match=r"did not converge in \d+ steps from t = 0.0 on, .*max_iters"):
+        ours = neural_ode.odeint(
+            pendulum, real(1, 0), times, method="implicit_adams", rtol=1e-7, atol=1e-7, options=options
+        )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration")
+@pytest.mark.parametrize("event", [False, True])
+@pytest.mark.parametrize("gradient", ["direct", "recursive_checkpoint", "backsolve"])
+def test_one_warning_a_solve(gradient: str, event: bool) -> None:
+    """With as many steps as torchdiffeq warns of. A backward solve is another one, steps made again are not."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    times = torch.linspace(0, 3, 4, dtype=torch.float64)
+    options = {"step_size": 0.1, "max_iters": 1}
+    with warnings.catch_warnings(record=True) as theirs:
+        warnings.simplefilter("always")
+        torchdiffeq.odeint(pendulum, real(1, 0), times, method="implicit_adams", options=options)
+    count = sum("Functional iteration" in str(w.message) for w in theirs)
+    assert count > 20
+    y0 = real(1, 0).requires_grad_()
+    with warnings.catch_warnings(record=True) as ours:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            solution = neural_ode.solve(
+                *(pendulum, y0, times),
+                method=AdamsBashforthMoulton(max_iters=1),
+                step_size=0.1,
+                gradient=gradient,
+                params=(),
+                event=(lambda t, y: t - 2.95) if event else None,
+            )
+            assert isinstance(solution.y, Tensor)
+            torch.autograd.grad(solution.y[-1].sum(), y0)
+            assert solution.stats.unconverged == count
+    messages = [str(w.message) for w in ours if issubclass(w.category, NeuralODEWarning)]
+    assert len(messages) == (4 if gradient == "backsolve" else 2)
+    for message in messages[:: len(messages) // 2]:
+        assert f"did not converge in {count} steps from t = 0.0 on, first at t = 0.2" in message
 
 
 def uneven(steps: int, end: float) -> Tensor:

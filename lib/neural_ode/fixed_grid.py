@@ -1,6 +1,7 @@
 """The loop without error control: one step from each point of a grid to the next."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from neural_ode.adaptive import check_start
 from neural_ode.clock import Clock, Outputs, strictly_inside
-from neural_ode.errors import InvalidArgumentError, MaxStepsError, NonFiniteError, SolverError
+from neural_ode.errors import InvalidArgumentError, MaxStepsError, NeuralODEWarning, NonFiniteError, SolverError
 from neural_ode.events import EventFunction, EventWatch
 from neural_ode.methods import Method, Step
 from neural_ode.replay import Again, frame_of
@@ -68,6 +69,7 @@ class FixedGrid:
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
         carry: Any = None
+        unconverged: list[float] = []
         for number, (start, end) in enumerate(self._intervals()):
             if number == scheme.max_steps:
                 raise MaxStepsError(
@@ -92,6 +94,8 @@ class FixedGrid:
                 )
             stats.accepted += 1
             stats.step_sizes.append(after - now)
+            if not step.converged:
+                unconverged.append(now)
             interpolate = self._interpolation(y, step, h, end)
             crossing = None
             if watch is not None and watch.crossed(clock.tensor(after), step.y1):
@@ -103,6 +107,7 @@ class FixedGrid:
                 made = Made(number, now, after, after - now, outputs.done, restarted, frame, ends_at)
                 record(Segment(made, y, carry, step.dense))
             if crossing is not None:
+                self._warn(unconverged)
                 time, component = crossing
                 outputs.collect(time, start, h, self.y, False, interpolate)
                 at = clock.t.new_tensor([time])
@@ -120,6 +125,7 @@ class FixedGrid:
                 f"the state is NaN or infinite at t = {self.now}: take shorter steps, or a method for stiff "
                 "problems, such as kvaerno5"
             )
+        self._warn(unconverged)
         return Trajectory(clock.t, outputs.stacked())
 
     def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
@@ -189,6 +195,18 @@ class FixedGrid:
         length = math.copysign(self.scheme.step_size, self.clock.direction)
         first: Tensor | float = self.clock.t[0] if self.clock.moving else self.clock.times[0]
         return first + number * length, first + (number + 1) * length
+
+    def _warn(self, unconverged: list[float]) -> None:
+        """Warn of steps, given by their starts, whose equations were not solved: once, not in every interval."""
+        told, self.stats.unconverged = self.stats.unconverged > 0, self.stats.unconverged + len(unconverged)
+        if unconverged and not told:
+            warnings.warn(
+                f"the iteration of {self.method.name} did not converge in {len(unconverged)} steps from "
+                f"t = {self.clock.times[0]} on, first at t = {unconverged[0]}: the solution may be wrong. Take "
+                "shorter steps, loosen rtol and atol, or allow more iterations with max_iters",
+                NeuralODEWarning,
+                stacklevel=3,
+            )
 
     def _check(self, step: Step, y: Tensor) -> None:
         slope = step.dense[0] if step.dense else step.y1

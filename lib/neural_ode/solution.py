@@ -27,6 +27,7 @@ class Statistics:
         accepted: steps that passed the error control, or all steps of a fixed grid.
         rejected: steps that did not pass and were repeated with a smaller step.
         step_sizes: lengths of the accepted steps, negative in reverse time.
+        unconverged: accepted steps whose equations were not solved, of `implicit_adams`.
         per_sample: the counters of each sample, where each has its own steps; `nfe` then counts evaluations of
             the whole batch.
         backward: the same for the backward pass, filled in when it has run, for every choice but `direct`. Here
@@ -37,6 +38,7 @@ class Statistics:
     accepted: int = 0
     rejected: int = 0
     step_sizes: list[float] = field(default_factory=list, repr=False)
+    unconverged: int = 0
     per_sample: "SampleStatistics | None" = None
     backward: "Statistics | None" = None
 

@@ -26,6 +26,7 @@ class Step(NamedTuple):
             start of the step, shaped like `y1`.
         carry: what the next step starts from if this one is accepted; `None` if it starts from `y1` alone.
         nfe: evaluations of the dynamics that the step cost.
+        converged: whether the equations of the step are solved, where a method goes on all the same.
     """
 
     y1: Tensor
@@ -33,6 +34,7 @@ class Step(NamedTuple):
     dense: tuple[Any, ...]
     carry: Any
     nfe: int
+    converged: bool = True
 
 
 class Next(NamedTuple):

@@ -106,7 +106,7 @@ class AdamsBashforth(Method):
         if not converged:  # a lower order may do better
             slopes, steps = slopes[:-1], steps[:-1]
         length = torch.as_tensor(h, dtype=torch.float64, device="cpu")
-        return Step(y1, None, (slope,), GridHistory(slopes, (length, *steps)), nfe)
+        return Step(y1, None, (slope,), GridHistory(slopes, (length, *steps)), nfe, converged)
 
     def _increment(
         self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, weights: Weights
@@ -122,7 +122,7 @@ class AdamsBashforthMoulton(AdamsBashforth):
     """The implicit method, solved by fixed-point iteration that starts from the explicit one.
 
     The iteration ends when the increment changes by less than `atol + rtol · |increment|` in every entry. If that
-    does not happen, the step is taken all the same, with a warning, and the next one may use one slope less.
+    does not happen, the step is taken all the same, and the next one may use one slope less; the solve warns of it.
 
     Attributes:
         max_order: the highest order that is used. Below 4 nothing but the starting method is left.
@@ -156,12 +156,6 @@ class AdamsBashforthMoulton(AdamsBashforth):
             increment = known + f(t1, y + before) * (h * weights.implicit)
             if self._tolerance.ratio(increment - before, before, increment) < 1:
                 return increment, iteration, True
-        warnings.warn(
-            f"the iteration of {self.name} did not converge at t = {float(t.detach())}, the solution may be "
-            f"wrong: take shorter steps, loosen rtol and atol, or allow more than max_iters={self.max_iters}",
-            NeuralODEWarning,
-            stacklevel=2,
-        )
         return increment, self.max_iters, False
 
 
