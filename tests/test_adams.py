@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import neural_ode
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, History, VariableOrderAdams, newton_form
 from neural_ode.methods.base import Method, Step
-from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
+from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton, adams_weights
 from neural_ode.state import rms_norm
 from neural_ode.step_size import IntegralController, Tolerance, initial_step
 
@@ -162,6 +162,45 @@ def test_any_distances_make_polynomials_exact(k: int) -> None:
         assert min(q) >= 0
         for node in nodes[:j]:
             assert sum(c * node**p for p, c in enumerate(q)) == 0
+
+
+def integrals(nodes: list[Fraction]) -> list[Fraction]:
+    """Of Lagrange's polynomials from 0 to 1, in exact arithmetic."""
+    found = []
+    for i, node in enumerate(nodes):
+        row = [Fraction(1)]
+        for other in nodes[:i] + nodes[i + 1 :]:
+            row = [(a - other * b) / (node - other) for a, b in zip([0, *row], [*row, 0], strict=True)]
+        found.append(sum((c / (p + 1) for p, c in enumerate(row)), Fraction(0)))
+    return found
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("grid", ["even", "uneven"])
+@pytest.mark.parametrize("k", [3, 6, 11])
+def test_weights_and_their_derivatives_in_the_steps(k: int, grid: str, implicit: bool) -> None:
+    """The first and second along a line through all steps, against differences in exact arithmetic."""
+    lengths = [Fraction(1)] * k if grid == "even" else THIRDS[:k]
+    line = [Fraction(7 * i % 5 - 2, 3) for i in range(k)]
+    factors = [Fraction(1, i + 1) for i in range(k + implicit)]
+
+    def exact(along: Fraction) -> Fraction:
+        h, *steps = (x + along * v for x, v in zip(lengths, line, strict=True))
+        nodes = [-sum(steps[:i], Fraction(0)) / h for i in range(k)]
+        weights = integrals([Fraction(1), *nodes] if implicit else nodes)
+        return sum((c * w for c, w in zip(factors, weights, strict=True)), Fraction(0))
+
+    def found(steps: Tensor) -> Tensor:
+        return adams_weights(steps[1:], steps[0], implicit) @ real(*map(float, factors))
+
+    at, direction = real(*map(float, lengths)), real(*map(float, line))
+    little = Fraction(1, 10**8)
+    low, middle, high = (exact(along) for along in (-little, Fraction(0), little))
+    size = sum(map(abs, adams_weights(at[1:], at[0], implicit).tolist()))
+    assert float(found(at)) == pytest.approx(float(middle), rel=0, abs=1e-13 * size)
+    first, second = torch.func.grad(found)(at) @ direction, direction @ torch.func.hessian(found)(at) @ direction
+    expected = float((high - low) / (2 * little)), float((high - 2 * middle + low) / little**2)
+    assert (float(first), float(second)) == pytest.approx(expected, rel=1e-10 * size)
 
 
 # Variable order and step
@@ -608,9 +647,40 @@ def test_gradients_on_a_grid(method: type[AdamsBashforth], grid: str) -> None:
 
     inputs = [x.clone().requires_grad_() for x in (real(0.5, -0.3), real(1.2, 0.7), times)]
     assert torch.autograd.gradcheck(states, inputs)
+    assert torch.autograd.gradgradcheck(states, inputs)
     with_times = states(*inputs)
     without = states(inputs[0], inputs[1], times)
     torch.testing.assert_close(with_times, without, rtol=1e-13, atol=1e-13)
+
+
+def nodes_of(y: Tensor) -> int:
+    """How many operations autograd has recorded."""
+    seen: set[Any] = set()
+    waiting = [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return len(seen)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_times_with_gradients_cost_no_more_operations_than_in_torchdiffeq(name: str) -> None:
+    """The weights depend on the steps; entry by entry that would be hundreds of operations in each."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    times = torch.linspace(0, 1, 61, dtype=torch.float64).requires_grad_()
+    theirs, ours = (
+        nodes_of(library.odeint(pendulum, real(1, 0), times, method=name)) for library in (torchdiffeq, neural_ode)
+    )
+    assert ours < theirs
+
+
+def test_a_single_number_keeps_its_dtype_where_times_have_gradients() -> None:
+    times = torch.linspace(0, 1, 11).requires_grad_()
+    y = neural_ode.odeint(lambda t, y: -y, torch.tensor(1.0), times, method="implicit_adams")
+    assert y.dtype == torch.float32
+    assert y[-1].item() == pytest.approx(math.exp(-1), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", FIXED.values())

@@ -36,7 +36,7 @@ MAX_ORDER = 12
 """Of the predictor. From 13 on, errors of rounding and of stability eat what the order gains."""
 
 Number: TypeAlias = Any
-"""A float, a fraction, or a tensor of shape (), which is differentiated through."""
+"""A float or a fraction."""
 
 
 @dataclass(frozen=True)
