@@ -499,6 +499,60 @@ def test_gradient_of_a_solve() -> None:
     assert float(gradient) == pytest.approx(math.sin(2) * math.exp(0.7 * math.sin(2)), rel=1e-8)
 
 
+@pytest.mark.parametrize("gradient", ["direct", "recursive_checkpoint"])
+def test_safety_of_the_controller(gradient: str) -> None:
+    """A smaller one makes shorter steps in proportion, by the same rules, and smaller errors."""
+    y0 = real(1, 0).requires_grad_()
+    exact = reference(pendulum, y0.detach(), 0, 20)
+    little = 1e-4
+    nearby = [reference(pendulum, real(1 + s * little, 0), 0, 20).sum() for s in (1, -1)]
+    accepted, errors = [], []
+    for safety in (0.9, 0.5, 0.3):
+        solution = neural_ode.solve(
+            *(pendulum, y0, [0.0, 20.0]),
+            method="adams",
+            rtol=1e-7,
+            atol=1e-9,
+            controller=IntegralController(safety=safety),
+            gradient=gradient,
+            params=(),
+        )
+        assert isinstance(solution.y, Tensor)
+        growth = [later / earlier for earlier, later in pairwise(solution.stats.step_sizes[:-1])]
+        assert max(growth) == pytest.approx(2)
+        assert growth.count(1) > 0.8 * len(growth)
+        accepted.append(solution.stats.accepted)
+        errors.append(float((solution.y[-1] - exact).detach().abs().max()))
+        (by_y0,) = torch.autograd.grad(solution.y[-1].sum(), y0)
+        assert by_y0[0].item() == pytest.approx(float(nearby[0] - nearby[1]) / (2 * little), rel=1e-5)
+    assert accepted[1] / accepted[0] == pytest.approx(0.9 / 0.5, rel=0.2)
+    assert accepted[2] / accepted[0] == pytest.approx(0.9 / 0.3, rel=0.2)
+    assert errors[2] < errors[1] / 4 < errors[0] / 16
+
+
+def test_limits_of_the_controller() -> None:
+    """How much a step grows, and how much it shrinks after a rejection, counted from one attempt to the next."""
+    tried: list[float] = []
+    rejected: list[int] = []
+    neural_ode.solve(
+        *(van_der_pol, real(2, 0), [0.0, 10.0]),
+        method="adams",
+        rtol=1e-6,
+        atol=1e-8,
+        controller=IntegralController(safety=0.6, ifactor=1.5, dfactor=0.55),
+        callbacks=neural_ode.Callbacks(
+            step=lambda t, y, h: tried.append(float(h)), reject=lambda t, y, h: rejected.append(len(tried) - 1)
+        ),
+    )
+    assert len(rejected) > 5
+    for number, (earlier, later) in enumerate(pairwise(tried[:-1])):
+        factor = later / earlier
+        if number in rejected:
+            assert 0.55 * (1 - 1e-9) < factor < 0.8
+        else:
+            assert factor in (1, pytest.approx(1.5))
+
+
 # Fixed grids
 
 FIXED = {"explicit_adams": AdamsBashforth, "implicit_adams": AdamsBashforthMoulton}

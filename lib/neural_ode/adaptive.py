@@ -52,7 +52,7 @@ class Adaptive:
         self.f, self.scheme, self.stats = f, scheme, stats
         self.clock = clock = Clock(t, y)
         self.outputs = Outputs(clock, y)
-        self.method = scheme.method.bind(scheme.tolerance)
+        self.method = scheme.method.bind(scheme.tolerance).controlled(scheme.controller)
         self.now, self.end = clock.times[0], clock.times[-1]
         self.stops = _Stops(scheme, self.now, clock.direction)
         self.jumps = frozenset(scheme.jump_t)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.state import Dynamics
-from neural_ode.step_size import Tolerance
+from neural_ode.step_size import IntegralController, Tolerance
 
 __all__ = ["Method", "Next", "Ratio", "Step"]
 
@@ -77,6 +77,10 @@ class Method(ABC):
 
     def bind(self, tolerance: Tolerance) -> "Method":
         """The method for a solve with this tolerance; methods that iterate stop where it says."""
+        return self
+
+    def controlled(self, controller: IntegralController) -> "Method":
+        """The method for a solve whose steps this controller chooses; for methods with rules of their own."""
         return self
 
     def configured(self, **options: Any) -> "Method":
