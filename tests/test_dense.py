@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neural_ode import InvalidArgumentError, SolverError, odeint_dense, solve
 from neural_ode.methods import METHODS
+from pretend_device import pretend_device, to_cpu, to_device
 
 METHODS_WITH_DENSE_OUTPUT = ["dopri5", "dopri8", "adams", "kvaerno5"]
 
@@ -126,3 +127,23 @@ def test_without_dense_output() -> None:
         with pytest.raises(InvalidArgumentError, match=r"pass dense=True to solve"):
             without.dense(0.5)
     assert solve(decay, real(1), [0.0, 1.0], dense=True).dense
+
+
+@pytest.mark.parametrize(("method", "size"), [("dopri5", 2), ("dopri5", 4000), ("adams", 2)])
+def test_on_another_device(method: str, size: int) -> None:
+    """Times on either device, with gradients; the states stay where they are."""
+
+    def work(y0: Tensor, t: Tensor) -> list[Tensor]:
+        y0, t = y0.requires_grad_(), t.requires_grad_()
+        y = solve(decay, y0, [0.0, 1.0], method=method, dense=True).dense(t)
+        assert isinstance(y, Tensor)
+        assert y.device == y0.device
+        return [to_cpu(x) for x in (y, *torch.autograd.grad(y.square().sum(), (y0, t)))]
+
+    y0, t = torch.rand(size), torch.rand(3, 5)
+    expected = work(y0.clone(), t.clone())
+    with pretend_device():
+        found = [*work(to_device(y0), t.clone()), *work(to_device(y0), to_device(t))]
+    for x, y in zip(found, expected * 2, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(expected[0], torch.exp(-t)[..., None] * y0, rtol=1e-5, atol=1e-5)

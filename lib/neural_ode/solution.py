@@ -194,18 +194,20 @@ class DenseOutput:
         """
         like = self.y0.abs() if self.y0.is_complex() else self.y0
         start, h = times.new_tensor([[segment.t, segment.h] for segment in segments]).reshape(-1, 2).unbind(1)
-        theta = ((times - start[rows]) / h[rows]).to(like.dtype).to(like.device)
-        rows = rows.to(like.device)
+        theta = ((times - start[rows]) / h[rows]).to(like.dtype).to(like.device)  # MPS has no float64
         if isinstance(self.method, ExplicitRungeKutta) and len(rows) * like.numel() < _FEW * len(segments):
             y = torch.stack([segment.y for segment in segments])
             slopes = zip(*(segment.dense for segment in segments), strict=True)
             dense = tuple(torch.stack(stage) for stage in slopes)
-            return self.method.interpolate_rows(y, dense, h.to(theta.dtype).to(theta.device), theta, rows)
+            return self.method.interpolate_rows(
+                y, dense, h.to(like.dtype).to(like.device), theta, rows.to(like.device)
+            )
         order = rows.argsort()
+        parts = torch.split(theta[order.to(theta.device)], rows.bincount().tolist())
         states = [self.y0.new_empty(0, *self.y0.shape)]
-        for segment, part in zip(segments, torch.split(theta[order], rows.bincount().tolist()), strict=True):
+        for segment, part in zip(segments, parts, strict=True):
             states.append(self.method.interpolate(segment.y, segment.dense, segment.h, part))
-        return torch.cat(states)[order.argsort()]
+        return torch.cat(states)[order.argsort().to(theta.device)]
 
 
 def _moving(times: Tensor) -> bool:
