@@ -23,6 +23,22 @@ __all__ = [
 ]
 
 
+_ALSO_CALLED = {
+    "adjoint": "backsolve",
+    "backprop": "direct",
+    "checkpoint": "recursive_checkpoint",
+    "dopri45": "dopri5",
+    "rk45": "dopri5",
+    "RK45": "dopri5",
+    "rk23": "bosh3",
+    "RK23": "bosh3",
+    "vode": "scipy_solver",
+    "lsoda": "scipy_solver",
+    "LSODA": "scipy_solver",
+}
+"""Other names of what is known here by one that looks different."""
+
+
 class NeuralODEError(Exception):
     """Base class of everything this library raises on purpose."""
 
@@ -40,7 +56,9 @@ class UnknownNameError(InvalidArgumentError):
     def __init__(self, what: str, name: object, known: Iterable[str]):
         known = sorted(known)
         self._arguments = (what, name, known)
-        super().__init__(f"unknown {what} {name!r}{nearest(str(name), known)}; known: {', '.join(known)}")
+        usual = _ALSO_CALLED.get(str(name))
+        hint = f", did you mean {usual!r}?" if usual in known else nearest(str(name), known)
+        super().__init__(f"unknown {what} {name!r}{hint}; known: {', '.join(known)}")
 
     def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, object, list[str]]]:
         """Exceptions are pickled on their way between processes."""

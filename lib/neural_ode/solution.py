@@ -24,8 +24,9 @@ class Statistics:
 
     Attributes:
         nfe: evaluations of the dynamics (number of function evaluations).
-        accepted: steps that passed the error control, or all steps of a fixed grid.
-        rejected: steps that did not pass and were repeated with a smaller step.
+        accepted: steps that passed the error control, or all steps of a fixed grid; those of all samples together
+            where each has its own.
+        rejected: steps that did not pass and were repeated with a smaller step, counted likewise.
         step_sizes: lengths of the accepted steps, negative in reverse time.
         unconverged: accepted steps whose equations were not solved, of `implicit_adams`.
         per_sample: the counters of each sample, where each has its own steps; `nfe` then counts evaluations of

@@ -61,6 +61,7 @@ class Method(ABC):
         has_dense_output: whether the method has a continuous extension.
         options: names of what `configured` can change.
         own_steps: whether it chooses its steps by rules that a grid or another controller would break.
+        largest_weight: the most that the length of a step is multiplied by: it has to be a number of the dtype.
         remembers: whether `carry` holds more than the slope at the start of the step, which can be found again.
     """
 
@@ -70,6 +71,7 @@ class Method(ABC):
     has_dense_output: bool
     options: frozenset[str] = frozenset()
     own_steps: bool = False
+    largest_weight: float = 1.0
     remembers: bool = True
 
     def __repr__(self) -> str:
@@ -97,8 +99,8 @@ class Method(ABC):
 
         Args:
             f: the dynamics.
-            t: the time, shape () and differentiable where gradients with respect to the times are wanted. With a
-                step for each sample: shape (batch,).
+            t: the time, float64, shape () and differentiable where gradients with respect to the times are
+                wanted. With a step for each sample: shape (batch,).
             y: the state, any shape.
             h: the step, negative in reverse time. A number makes the fewest operations and saves nothing for
                 the backward pass; a tensor of shape () is differentiated through. With a step for each sample:
