@@ -20,8 +20,9 @@ from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
 from neural_ode.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
 from neural_ode.models.joint import JointModel
 from neural_ode.training import poisson
+from neural_ode.training.loop import read_history
 from neural_ode.training.mnist import error_rate
-from neural_ode.training.weights import load_classifier, load_weights
+from neural_ode.training.weights import load_classifier, load_weights, run_of
 from neural_ode.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,16 @@ PARAMETERS = yaml.safe_load((ROOT / "params" / "paper.yaml").read_text())
 def metrics(notebook: str) -> dict[str, float]:
     found: dict[str, float] = json.loads((ROOT / "figures" / "paper" / f"{notebook}.json").read_text())
     return found
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RUNS.iterdir()))
+def test_weights_and_histories_are_whole(folder: str) -> None:
+    """Each has its checksum, and the one is not there without the other."""
+    files = sorted((RUNS / folder).rglob("*.safetensors"))
+    assert files
+    for file in files:
+        run_of(file)
+        assert read_history(file.with_suffix(".csv")), file
 
 
 # Table 1 ---------------------------------------------------------------------------------------------------------

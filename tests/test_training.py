@@ -362,7 +362,9 @@ def test_missing_weights_and_those_of_another_network_are_named(saved: Path) -> 
         load_classifier("MLP", saved)
 
 
-@pytest.mark.parametrize("text", ["", "\n", "loss\n1\n", "epoch,loss\n1\n", "epoch,loss\n1,much\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "words", "epoch,loss\n", "epoch,loss\n1\n", "epoch,loss\n1,much\n", b"\xff\xfe"]
+)
 def test_a_damaged_history_is_no_empty_one(text, tmp_path: Path) -> None:
     file = tmp_path / "net.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -378,10 +380,13 @@ def test_a_history_is_what_was_written(saved: Path) -> None:
     assert read_history(saved.with_suffix(".csv")) == []
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".csv"])
-def test_a_finished_run_that_is_damaged_is_named_and_not_trained_over(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "left"), [(".safetensors", 0), (".csv", 0), (".csv", 2)])
+def test_a_finished_run_that_is_damaged_is_named_and_not_trained_over(
+    suffix: str, left: int, tmp_path: Path
+) -> None:
     train_classifier("MLP", 0, synthetic(), TRAINING, SOLVER).save(tmp_path, "MLP-0")
-    (tmp_path / f"MLP-0{suffix}").write_bytes(b"")
+    file = tmp_path / f"MLP-0{suffix}"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:left]))
     with pytest.raises(FileError, match=rf"MLP-0{suffix} is damaged"):
         train_classifier("MLP", 0, synthetic(), TRAINING, SOLVER, finished=tmp_path / "MLP-0.safetensors")
 

@@ -109,9 +109,9 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"the package {error.name!r} is missing: pip install 'neural-ode[{extra}]'", name=error.name
-        ) from error
+        package = (error.name or str(error)).partition(".")[0]
+        message = f"the package {package!r} is missing: pip install 'neural-ode[{extra}]'"
+        raise MissingPackageError(message, name=package) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

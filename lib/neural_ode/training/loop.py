@@ -28,6 +28,9 @@ Row = dict[str, float]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
+EMPTY = ["epoch"]
+"""The columns of a history without rows."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -204,7 +207,7 @@ class _Progress:
 def history_csv(history: list[Row]) -> str:
     """The rows as CSV text, a header first."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else EMPTY, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
@@ -214,12 +217,13 @@ def read_history(file: Path) -> list[Row]:
     """The rows of a file with the text of `history_csv`.
 
     Raises:
-        FileError: it is missing or damaged: without the line of names, or with a row that does not fit it.
+        FileError: it is missing or damaged: without the line of names or without rows, unless it says that there
+            were none, or with a row that does not fit.
     """
     remedy = "restore it, or delete it and the weights beside it and train again"
     first, *others = list(csv.reader(io.StringIO(read_text(file, remedy)))) or [[]]
-    if "epoch" not in first:
-        raise FileError(f"{file} is damaged (no history: its first line must name 'epoch'): {remedy}")
+    if not first or not (others or first == EMPTY):
+        raise FileError(f"{file} is damaged (it holds no history): {remedy}")
     try:
         return [
             {name: int(value) if value.isdigit() else float(value) for name, value in zip(first, row, strict=True)}

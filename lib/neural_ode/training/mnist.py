@@ -12,7 +12,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from neural_ode.data.mnist import Mnist, ShuffledBatches, Split
-from neural_ode.errors import UnknownNameError
+from neural_ode.errors import FileError, UnknownNameError
 from neural_ode.models.mnist import mnist_net
 from neural_ode.training.loop import Fit, Row, fit, read_history
 from neural_ode.training.weights import load_weights, run_of, save_run
@@ -150,5 +150,9 @@ def train_classifier(
     task = classifier_task(name, seed, data, training, solver, device)
     if finished is not None and finished.exists() and run_of(finished) == task.run:
         load_weights(task.model, finished)
-        return TrainedClassifier(task.model, read_history(finished.with_suffix(".csv")), task.run)
+        history = read_history(finished.with_suffix(".csv"))
+        if len(history) != task.epochs:
+            rows = f"{len(history)} rows for {task.epochs} epochs"
+            raise FileError(f"{finished.with_suffix('.csv')} is damaged ({rows}): delete it and {finished.name}")
+        return TrainedClassifier(task.model, history, task.run)
     return TrainedClassifier(task.model, fit(task, checkpoint), task.run)
