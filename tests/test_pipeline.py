@@ -1,5 +1,6 @@
 """The pipeline: parameters, source-only copies, the runner, and what makes DVC run a stage again."""
 
+import ast
 import errno
 import json
 import os
@@ -269,6 +270,47 @@ def test_stored_notebooks_are_worth_checking(path: Path) -> None:
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     assert path.stat().st_size < 2**20
     assert max(cell.source.count("\n") + 1 for cell in code) <= 20
+
+
+LEARNED = {
+    "01_depth": [
+        "ResNet fits the staircase to 0.2",
+        "ODE network fits the staircase to 0.2",
+        "distance falls with",
+    ],
+    "04_mnist": ["6 of 6 networks have learned something"],
+    "06_density_matching": ["18 of 18 flows are nearer to their target than the base distribution is"],
+    "07_maximum_likelihood": ["4 of 4 flows have learned something"],
+    "08_spirals": ["9 of 9 models have learned something", "9 of 9 models give finite predictions"],
+    "10_poisson": ["4 of 4 rates are learned better than by a constant"],
+}
+BAD_SIGNS = [
+    "is estimated below zero",
+    "no more evaluations",
+    "hardly tell",
+    "better than the true one",
+    "does not fit",
+]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_quick_profile_learns(path: Path) -> None:
+    """What notebooks say in words, since other parameters may lead elsewhere."""
+    outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    for sentence in LEARNED.get(path.stem, []):
+        assert sentence in said
+    for sentence in BAD_SIGNS:
+        assert sentence not in said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_stops_a_notebook_says_why(path: Path) -> None:
+    """A reader who changes a parameter and hits an assertion learns more than that it failed."""
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            for node in ast.walk(ast.parse(cell.source)):
+                assert not isinstance(node, ast.Assert) or isinstance(node.msg, ast.Constant), cell.source
 
 
 COMMITTED = [

@@ -354,6 +354,13 @@ def test_damaged_weights_are_named(damage, saved: Path) -> None:
         load_weights(nn.Linear(3, 2), saved)
 
 
+def test_a_type_that_would_be_converted_is_noticed(saved: Path) -> None:
+    """The bytes of floats, taken for integers, are numbers too."""
+    saved.write_bytes(saved.read_bytes().replace(b'"F32"', b'"I32"'))
+    with pytest.raises(WeightsError, match="checksum differs"):
+        load_weights(nn.Linear(3, 2), saved)
+
+
 def test_missing_weights_and_those_of_another_network_are_named(saved: Path) -> None:
     with pytest.raises(WeightsError, match=r"net\.safetensors does not hold the weights of this Sequential"):
         load_weights(nn.Sequential(nn.Linear(3, 2)), saved)
