@@ -756,6 +756,17 @@ def test_a_lock_is_free_when_its_block_ends(tmp_path: Path) -> None:
         assert not file.exists()
 
 
+def test_where_nothing_can_be_written_the_place_is_named(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / ".staging").write_text("in the way")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert ".staging/quick/07_toy.lock cannot be made" in capfd.readouterr().err
+    (project / ".staging").unlink()
+    (project / ".staging" / "quick" / "07_toy").mkdir(parents=True)
+    (project / ".staging" / "quick" / "07_toy" / "figures").write_text("in the way")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert ".staging/quick/07_toy cannot be emptied" in capfd.readouterr().err
+
+
 def alive(pid: int) -> bool:
     with suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, 0)

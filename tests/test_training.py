@@ -344,6 +344,14 @@ def test_no_bit_of_the_weights_can_flip_unnoticed(saved: Path) -> None:
                 load_weights(nn.Linear(3, 2), saved)
 
 
+def test_the_history_is_there_before_the_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that say what run they are of are found by that run, which reads the history then."""
+    written = []
+    monkeypatch.setattr("neural_ode.training.weights.write_atomically", lambda file, content: written.append(file))
+    save_run(nn.Linear(1, 1), [], saved.parent, "net")
+    assert [file.suffix for file in written] == [".csv", ".safetensors"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"plain text", b"\x00" * 64, "half", "no checksum"])
 def test_damaged_weights_are_named(damage, saved: Path) -> None:
     content = saved.read_bytes()

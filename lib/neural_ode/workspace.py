@@ -1,9 +1,10 @@
 """Where a notebook reads and writes.
 
 Results belong to a profile (`quick`, `paper`) and lie under `figures/<profile>/` and `runs/<profile>/` of an
-output root. The pipeline sets the root through the environment variable `NEURAL_ODE_OUTPUT`. Without it the root
-is `scratch/`, so that a notebook run by hand never changes what the pipeline made. What an earlier notebook wrote
-is looked for in the output root first and in the project after that.
+output root. The pipeline sets the root through the environment variable `NEURAL_ODE_OUTPUT`; a relative one starts
+from the folder where the process began. Without it, or if it is empty, the root is `scratch/`, so that a notebook
+run by hand never changes what the pipeline made. What an earlier notebook wrote is looked for in the output root
+first and in the project after that.
 """
 
 import json

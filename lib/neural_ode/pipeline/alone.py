@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neural_ode.errors import NeuralODEError
+from neural_ode.errors import FileError, NeuralODEError
 
 __all__ = ["KERNEL_ARGUMENTS", "BusyError", "locked", "stop_with_parent"]
 
@@ -39,10 +39,16 @@ def locked(file: Path, work: str) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds the lock; the message names it.
+        FileError: the file cannot be made.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        held = file.open("a+")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held = file.open("a+")
+        except OSError as error:
+            raise FileError(
+                f"{file} cannot be made ({error.strerror}): {work} must be able to write there"
+            ) from error
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

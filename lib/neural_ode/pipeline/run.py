@@ -84,10 +84,14 @@ def run_notebook(source: Path, profile: str) -> Path:
     with one_run(root, profile, name):
         # What a killed run left is of no use, but for its checkpoints: training resumes from them.
         stage = staging(root, profile, name)
-        for part in ("figures", "runs"):
-            shutil.rmtree(stage / part, ignore_errors=True)
         executed = stage / "figures" / profile / f"{name}.ipynb"
-        executed.parent.mkdir(parents=True)
+        try:
+            for part in ("figures", "runs"):
+                if (stage / part).exists():
+                    shutil.rmtree(stage / part)
+            executed.parent.mkdir(parents=True)
+        except OSError as error:
+            raise FileError(f"{stage} cannot be emptied: {error}: remove it and run again") from error
         os.environ[OUTPUT_VARIABLE] = str(stage)
         kept = root / "figures" / profile / f"{name}.failed.ipynb"
         try:
@@ -95,7 +99,7 @@ def run_notebook(source: Path, profile: str) -> Path:
         except NotebookFailedError as error:
             raise NotebookFailedError(f"{error}\n{_keep(executed, kept, root)}") from error
         publish(stage, root, name, profile)
-        shutil.rmtree(stage)
+        shutil.rmtree(stage, ignore_errors=True)
         kept.unlink(missing_ok=True)
     return root / executed.relative_to(stage)
 

@@ -38,8 +38,9 @@ def save_run(
     header = json.dumps(described, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     tensors = content[8 + int.from_bytes(content[:8], "little") :]
-    write_atomically(folder / f"{name}.safetensors", len(header).to_bytes(8, "little") + header + tensors)
+    # The weights come last: they say what run they are of, so the history must be there already.
     write_atomically(folder / f"{name}.csv", history_csv(history))
+    write_atomically(folder / f"{name}.safetensors", len(header).to_bytes(8, "little") + header + tensors)
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
