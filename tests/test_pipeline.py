@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from neural_ode.errors import FileError, InvalidArgumentError
+from neural_ode.files import publish_files
 from neural_ode.imports import imported_modules
 from neural_ode.pipeline import refresh, sources
 from neural_ode.pipeline import run as runner
@@ -662,6 +663,41 @@ def test_whatever_step_fails_all_is_as_it_was(
     with failing(monkeypatch, method, number, code), expected:
         runner.publish(stage, root, "07_toy", "quick")
     assert results(root) == before if fails else set(results(root).values()) == {b"new"}
+
+
+def test_what_cannot_be_put_back_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("source", "target"):
+        for name in ("a", "b"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_text(folder)
+    targets = {tmp_path / "target" / name: tmp_path / "source" / name for name in ("a", "b")}
+    real, calls = Path.replace, []
+
+    def broken(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) > 1:  # nothing can be renamed any more
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self), None, str(target))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(FileError, match=r"not put back, but still there: .*\.a\.old"):
+        publish_files(targets, [])
+    assert (tmp_path / "target" / ".a.old").read_text() == "target"
+    assert (tmp_path / "target" / "b").read_text() == "target"
+
+
+def test_an_interrupted_publication_is_taken_back(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = results(trained), Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == ".b.new":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.main(["07_toy.ipynb"])
+    assert results(trained) == before
 
 
 def test_results_may_lie_on_another_file_system(

@@ -151,18 +151,20 @@ def publish_files(made: Mapping[Path, Path], outdated: Sequence[Path]) -> None:
         for target in outdated:
             target.unlink()
             done.append(target)
-    except OSError as error:
+    except BaseException as error:  # also when a user interrupts it
         lost = [target for target in done if not _put_back(target, target in kept)]
+        if not isinstance(error, OSError):
+            raise
         where = error.filename2 or error.filename or "a file"
         problem = f"nothing was published ({where}: {error.strerror or error})"
         if lost:
             problem += f"; not put back, but still there: {', '.join(str(_beside(x, 'old')) for x in lost)}"
         raise FileError(f"{problem}: mend that and run again") from error
     finally:
-        with suppress(OSError):
-            for target in {*made, *kept}.difference(lost):
-                _beside(target, "new").unlink(missing_ok=True)
-                _beside(target, "old").unlink(missing_ok=True)
+        for target in {*made, *kept}.difference(lost):
+            for kind in ("new", "old"):
+                with suppress(OSError):
+                    _beside(target, kind).unlink(missing_ok=True)
 
 
 def _put_back(target: Path, existed: bool) -> bool:
