@@ -1,6 +1,7 @@
 """Checkpoints: all that training needs to go on as if it had not been interrupted."""
 
 import ast
+import copy
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEWarning
 from neural_ode.files import read_bytes, read_text, write_atomically
@@ -49,7 +51,7 @@ def pack(content: Any) -> bytes:
     """
     written = io.BytesIO()
     try:
-        torch.save(content, written)
+        torch.save(_on_cpu(content), written)
         torch.load(io.BytesIO(written.getvalue()), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever cannot be pickled, or not be read without running code, raises anything
         raise InvalidArgumentError(
@@ -58,6 +60,20 @@ def pack(content: Any) -> bytes:
         ) from error
     payload = written.getvalue()
     return payload + hashlib.sha256(payload).digest()
+
+
+def _on_cpu(content: Any) -> Any:
+    """The same with tensors that any machine can read."""
+    if isinstance(content, Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        moved = copy.copy(content)  # with what a dict of a special kind has besides
+        for key, value in content.items():
+            moved[key] = _on_cpu(value)
+        return moved
+    if type(content) in (list, tuple):
+        return type(content)(map(_on_cpu, content))
+    return content
 
 
 def unpack(file: Path, remedy: str) -> Any:
