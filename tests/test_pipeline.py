@@ -818,10 +818,8 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 ELSEWHERE = """
-    from types import SimpleNamespace
     from neural_ode.pipeline import alone, run
 
-    alone.sys = SimpleNamespace(platform="elsewhere")
     run.HEADLESS = run.HEADLESS[:1]
     alone.stop_with_parent()
     run.main(["07_toy.ipynb"])

@@ -71,18 +71,15 @@ def locked(file: Path, work: str) -> Iterator[None]:
 
 
 def stop_with_parent() -> None:
-    """From now on this process is terminated when its parent dies, on Linux at once, elsewhere within a second.
+    """From now on this process is terminated within a second after its parent has died.
 
     `kill` of a `dvc repro` reaches DVC alone: without this, what it started would go on and be in the way of the
     next one. Whoever starts a run with `nohup` wants it to outlive the shell: it does, unless DVC is the parent.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and "DVC_STAGE" not in os.environ:
         return
+    # Not by PR_SET_PDEATHSIG: Linux would send it when the thread ends that started this process.
     parent = os.getppid()
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
     def watch() -> None:
         while os.getppid() == parent:
