@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import fcntl
 import json
 import os
 import re
@@ -790,6 +791,22 @@ def test_a_lock_is_free_when_its_block_ends(tmp_path: Path) -> None:
             ):
                 locked(file, "work").__enter__()
         assert not file.exists()
+
+
+def test_a_lock_on_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder removes the file, between the opening of it here and the locking."""
+    file, calls, flock = tmp_path / "lock", [], fcntl.flock
+
+    def late(held: int, how: int) -> None:
+        flock(held, how)
+        calls.append(how)
+        if len(calls) == 1:
+            file.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(file, "work"):
+        assert file.read_text() == str(os.getpid())
+    assert len(calls) == 2
 
 
 def test_where_nothing_can_be_written_the_place_is_named(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
