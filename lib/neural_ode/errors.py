@@ -5,12 +5,15 @@ Every message names the argument, the value it had, and a way out.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 __all__ = [
+    "FileError",
     "InvalidArgumentError",
     "MaxStepsError",
+    "MissingPackageError",
     "NeuralODEError",
     "NeuralODEWarning",
     "NewtonError",
@@ -20,6 +23,7 @@ __all__ = [
     "UnknownNameError",
     "finite_number",
     "nearest",
+    "needs",
 ]
 
 
@@ -65,6 +69,14 @@ class UnknownNameError(InvalidArgumentError):
         return UnknownNameError, self._arguments
 
 
+class FileError(NeuralODEError):
+    """A file is missing, cannot be read, or holds something else than it should; the message names it."""
+
+
+class MissingPackageError(NeuralODEError, ModuleNotFoundError):
+    """A package is missing that an extra of this one installs."""
+
+
 class SolverError(NeuralODEError, RuntimeError):
     """A solve could not be finished.
 
@@ -103,6 +115,21 @@ class NewtonError(SolverError):
 
 class NeuralODEWarning(UserWarning):
     """Something was asked for that has no effect here."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around the imports of packages that only `pip install 'neural-ode[<extra>]'` installs.
+
+    Raises:
+        MissingPackageError: one of them is not there; names it and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        message = f"the package {package!r} is missing: pip install 'neural-ode[{extra}]'"
+        raise MissingPackageError(message, name=package) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
