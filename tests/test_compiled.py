@@ -464,3 +464,13 @@ def test_torchdiffeq_s_derivatives_compiled(f: Any) -> None:
     times = torch.tensor([0.0, 1.0], dtype=torch.float64)
     y = odeint(f, y0, times, rtol=1e-6, atol=1e-6, compile=True)
     torch.testing.assert_close(y[-1], y0 * math.exp(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_keep_their_digits() -> None:
+    """Arithmetic among numbers is done in double precision, whatever the state is."""
+
+    def make(a: float, b: float) -> Any:
+        return lambda t, y: -(a - b) * y
+
+    y = solve(make(100000001.0, 100000000.0), torch.ones(2), [0.0, 1.0], rtol=1e-5, atol=1e-5, compile=True).y[-1]
+    torch.testing.assert_close(y, torch.full((2,), math.exp(-1)), rtol=1e-4, atol=0)

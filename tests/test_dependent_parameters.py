@@ -229,3 +229,42 @@ def test_a_start_that_depends_on_the_parameters(compiled: bool) -> None:
         w = torch.tensor(-W, dtype=DOUBLE)
         assert first.item() == pytest.approx(((2 * w + w**2) * w.exp()).item(), rel=1e-6)
         assert second.item() == pytest.approx(((2 + 4 * w + w**2) * w.exp()).item(), rel=1e-5)
+
+
+class Model(nn.Module):
+    """Dynamics that are a part of a larger module, by a function that refers to all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(2, 2, dtype=DOUBLE)
+        self.net = nn.Linear(2, 2, dtype=DOUBLE)
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        y = odeint_adjoint(lambda t, y: self.net(y), z, TIMES, adjoint_params=tuple(self.net.parameters()))
+        self.last = y
+        return y[-1]
+
+
+def test_what_f_refers_to_and_does_not_use_is_not_missed() -> None:
+    model = Model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            model(Y0).sum().backward()
+    assert model.encoder.weight.grad is not None
+
+
+def test_looking_for_what_is_missing_draws_no_random_numbers() -> None:
+    w, unnamed = weight(), weight()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -w * y + 0 * unnamed * torch.rand_like(y)
+
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with pytest.warns(NeuralODEWarning, match="no gradient for unnamed"):
+        solve(f, Y0, [0.0], gradient="backsolve", params=(w,))
+    assert torch.equal(torch.rand(2), expected)

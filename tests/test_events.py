@@ -323,3 +323,35 @@ def test_the_number_that_crossed_is_followed() -> None:
     time, _ = odeint_event(f, torch.ones(2, dtype=DOUBLE), torch.zeros(1, dtype=DOUBLE), event_fn=event, **TIGHT)
     (slope,) = torch.autograd.grad(time, f.a)
     assert slope.item() == pytest.approx(-math.log(2) / 0.49, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("direction", "when"), [("falling", math.log(2)), ("rising", math.log(4)), (None, math.log(2))]
+)
+def test_integers_in_one_direction(direction: Any, when: float) -> None:
+    """1 until y is 1/2, then 0 until it is 1/4, then 2."""
+
+    def event(t: Tensor, y: Tensor) -> Tensor:
+        return (y > 0.5).int() + 2 * (y < 0.25).int()
+
+    found = solve(decay, ONE, [0.0, 5.0], event=Event(event, direction=direction), **TIGHT)
+    assert found.t[-1].item() == pytest.approx(when, abs=1e-9)
+
+
+def test_an_event_function_with_a_buffer() -> None:
+    buffer = torch.empty(1, dtype=DOUBLE)
+
+    def event(t: Tensor, y: Tensor) -> Tensor:
+        return buffer.copy_(y - 0.5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = solve(decay, ONE, [0.0, 5.0], event=event, **TIGHT)
+    assert found.t[-1].item() == pytest.approx(math.log(2), abs=1e-9)
+
+
+def test_forward_mode_through_an_event_is_refused() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        y0 = torch.autograd.forward_ad.make_dual(ONE, ONE)
+        with pytest.raises(InvalidArgumentError, match="reverse mode"):
+            solve(decay, y0, [0.0, 5.0], event=lambda t, y: y - 0.5)

@@ -179,3 +179,32 @@ def test_a_dense_output_keeps_its_start(compiled: bool) -> None:
     y0.fill_(7.0)
     for found in (dense(0.01), solution.dense(0.01)):
         torch.testing.assert_close(found, Y0 * math.exp(-0.01), rtol=1e-7, atol=1e-7)
+
+
+def test_memory_that_is_reused_late_is_refused() -> None:
+    buffer = torch.empty(2, dtype=DOUBLE)
+    calls = 0
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return A @ y if calls < 30 else torch.mv(A, y, out=buffer)
+
+    with pytest.raises(InvalidArgumentError, match=r"wrote at t = .* into the slope"):
+        solve(f, Y0, TIMES)
+
+
+def test_returning_the_argument_or_a_constant_is_no_reuse() -> None:
+    """Not even where it begins late, or where f is evaluated twice at a point, at a jump."""
+    zero = torch.zeros(2, dtype=DOUBLE)
+    found = solve(lambda t, y: y, Y0, TIMES, jump_t=[0.3, 0.6, 2.0])
+    torch.testing.assert_close(found.y[-1], Y0 * math.exp(3), rtol=1e-6, atol=1e-6)
+    found = solve(lambda t, y: y if t < 1 else zero, Y0, TIMES, jump_t=[1.0])
+    torch.testing.assert_close(found.y[-1], Y0 * math.e, rtol=1e-6, atol=1e-6)
+
+
+def test_forward_mode_of_dynamics_that_work_in_place() -> None:
+    y0 = Y0.clone()
+    _, tangent = torch.func.jvp(lambda y: solve(in_place(), y, TIMES).y[-1], (y0,), (torch.ones_like(y0),))
+    torch.testing.assert_close(tangent, torch.matrix_exp(3 * A).sum(1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(y0, Y0)

@@ -70,7 +70,7 @@ class Adaptive:
         check_start(slope, y, self.now)
         watch = None
         if event is not None:
-            watch = EventWatch(event, clock.tensor(self.now), y)
+            watch = EventWatch(event, clock.tensor(self.now).detach(), y.detach())
             zero = watch.at_start()
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
@@ -242,8 +242,11 @@ class Adaptive:
         now, method = self.now, self.method
         found = watch.crossing(
             lambda theta: method.interpolate(y, step.dense, h, theta),
-            lambda theta: self.clock.tensor(after if theta == 1.0 else now + theta * h),
-            step.y1,
+            lambda theta: torch.tensor(
+                after if theta == 1.0 else now + theta * h, dtype=torch.float64, device=y.device
+            ),
+            step.y1.detach(),
+            abs(h),
         )
         return None if found is None else (after if found[0] == 1.0 else now + found[0] * h, found[1])
 

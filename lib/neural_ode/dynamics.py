@@ -16,8 +16,8 @@ from neural_ode.state import Dynamics, real_dtype
 
 __all__ = ["GuardedDynamics", "check_slope"]
 
-_WATCHED = 16
-"""How many of the first evaluations are watched: more than any method here holds on to in its first step."""
+_WATCHED = 8
+"""How many of the first evaluations are watched: memory that is reused in turn, too, comes back by then."""
 
 
 class GuardedDynamics:
@@ -38,41 +38,51 @@ class GuardedDynamics:
         self._copies_arguments = False
         self._returned: dict[int, StorageWeakRef] = {}
         self._last: tuple[Tensor, int] | None = None
+        self._memory: tuple[Any, int] | None = None
 
     def __call__(self, t: Tensor, y: Tensor) -> Any:
         """
         Raises:
-            InvalidArgumentError: `f` wrote into its arguments, which it had not done at first.
+            InvalidArgumentError: `f` wrote into its arguments or its last slope, which it had not done at first.
         """
         if t.dtype != y.dtype:
             t = t.to(real_dtype(y))
         if torch.compiler.is_compiling():  # graphs take copies that nobody needs out again
             return _copied(self.f(t, y.clone() if self._copies_arguments else y))
+        if torch._C._are_functorch_transforms_active():  # whose tensors have no memory to compare
+            return _copied(self.f(t.clone(), y.clone()))
         if self._calls < _WATCHED or self._copies_slopes or self._copies_arguments:
             return self._watched(t, y)
-        before = y._version, t._version
+        before = y._version + t._version
         slope = self.f(t, y)
-        if (y._version, t._version) != before:
+        if y._version + t._version != before:
             raise InvalidArgumentError(
-                f"f(t, y) changed its arguments in place at t = {float(t.detach().reshape(-1)[0])}, with which the "
-                "solver goes on: work on a copy, y.clone(), or return a new tensor"
+                f"f(t, y) changed its arguments in place at t = {_number(t)}, with which the solver goes on: work "
+                "on a copy, y.clone(), or return a new tensor"
             )
+        if isinstance(slope, Tensor) and slope.layout == torch.strided and not slope.is_inference():
+            memory, last = (slope.untyped_storage(), slope._version), self._memory
+            if last is not None and memory[0]._cdata == last[0]._cdata and memory[1] != last[1]:
+                raise InvalidArgumentError(
+                    f"f(t, y) wrote at t = {_number(t)} into the slope that it returned the time before, which the "
+                    "solver still needs: return a new tensor, or a copy"
+                )
+            self._memory = memory
         return slope
 
     def _watched(self, t: Tensor, y: Tensor) -> Any:
-        if torch._C._are_functorch_transforms_active():  # their tensors have no memory, and refuse such writing
-            return self.f(t, y)
         self._calls += 1
         if torch.is_inference_mode_enabled():  # where writing leaves no trace
             self._copies_arguments = True
-        if self._calls == 1 or self._copies_arguments:
-            t, y = t.clone(), y.clone()
-            if not self._copies_arguments:
-                before = y._version, t._version
-                slope = self.f(t, y)
-                self._copies_arguments = (y._version, t._version) != before
-                return self._kept(slope)
-        return self._kept(self.f(t, y))
+        if self._calls > 1 and not self._copies_arguments:
+            return self._kept(self.f(t, y))
+        t, y = t.clone(), y.clone()
+        if self._copies_arguments:
+            return self._kept(self.f(t, y))
+        before = y._version + t._version
+        slope = self.f(t, y)
+        self._copies_arguments = y._version + t._version != before
+        return self._kept(slope)
 
     def _kept(self, slope: Any) -> Any:
         """The slope in memory of its own."""
@@ -109,3 +119,7 @@ def check_slope(slope: Any, y: Tensor) -> None:
 
 def _copied(slope: Any) -> Any:
     return slope.clone() if isinstance(slope, Tensor) else slope
+
+
+def _number(t: Tensor) -> float:
+    return float(t.detach().reshape(-1)[0])

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, NonFiniteError
 from neural_ode.state import Dynamics, real_dtype
@@ -22,9 +23,6 @@ EventFunction = Callable[[Tensor, Any], Tensor]
 
 _SIGNS = {None: (-1, 1), "rising": (-1,), "falling": (1,)}
 """The signs that a number has to have before it crosses."""
-
-_OFFSETS = {None: 0.0, "rising": -0.5, "falling": 0.5}
-"""What is added to integers, so that a crossing of zero leads away from it."""
 
 _INSIDE = (0.25, 0.5, 0.75)
 """Where in a step an event function is looked at besides its end: it may have crossed there and come back."""
@@ -88,7 +86,9 @@ class EventWatch:
     def __init__(self, event: Event, t: Tensor, y: Tensor):
         self.event = event
         self._has_plateaus = False
-        self._values = self._at(t, y)
+        with torch.no_grad():
+            self._values = self._at(t, y.clone())  # y0, which is the caller's
+        self._change: list[float] | None = None  # of each number over the last step, for a step of length one
         if any(map(math.isnan, self._values)):
             raise NonFiniteError(f"the event function is NaN at the start, t = {float(t.detach())}")
         # The sign that each number crosses from, `None` until it has had one.
@@ -97,31 +97,35 @@ class EventWatch:
             self._arm(self._values)
 
     def _at(self, t: Tensor, y: Tensor) -> list[float]:
-        with torch.no_grad():
-            before = None if y.is_inference() else y._version
-            values = self.event(t.detach(), y.detach())
-            if before is not None and y._version != before:
-                raise InvalidArgumentError(
-                    "the event function changed the state in place: let it work on a copy, y.clone()"
-                )
-            if not isinstance(values, Tensor):
-                raise InvalidArgumentError(f"the event function must return a tensor, got {type(values).__name__}")
-            if values.is_complex():
-                raise InvalidArgumentError(
-                    f"the event function must return real numbers whose sign changes, got {values.dtype}"
-                )
-            found = [float(x) for x in values.reshape(-1).tolist()]
-            if values.dtype == torch.bool:
-                return [2.0 * x - 1.0 for x in found]
-            self._has_plateaus = not values.is_floating_point()  # where zero is a value like others
-            offset = _OFFSETS[self.event.direction] if self._has_plateaus else 0.0
-            return [x + offset for x in found]
+        before = None if y.is_inference() else y._version
+        values = self.event(t, y)
+        if before is not None and y._version != before:
+            raise InvalidArgumentError(
+                "the event function changed the state in place: let it work on a copy, y.clone()"
+            )
+        if not isinstance(values, Tensor):
+            raise InvalidArgumentError(f"the event function must return a tensor, got {type(values).__name__}")
+        if values.is_floating_point():
+            found: list[float] = values.reshape(-1).tolist()
+            return found
+        if values.is_complex():
+            raise InvalidArgumentError(
+                f"the event function must return real numbers whose sign changes, got {values.dtype}"
+            )
+        found = [float(x) for x in values.reshape(-1).tolist()]
+        if values.dtype == torch.bool:
+            return [2.0 * x - 1.0 for x in found]
+        self._has_plateaus = True
+        return found
 
     def _arm(self, values: list[float]) -> None:
         for i, value in enumerate(values):
-            crossable = _sign(value) in _SIGNS[self.event.direction] or (value == 0 and self._has_plateaus)
-            if self._before[i] is None and crossable:
-                self._before[i] = int(_sign(value))
+            sign = _sign(value)
+            if self._has_plateaus:  # integers, for which zero is a value like others
+                if self._before[i] is None or self.event.direction is not None:
+                    self._before[i] = int(sign)
+            elif self._before[i] is None and sign in _SIGNS[self.event.direction]:
+                self._before[i] = int(sign)
 
     def at_start(self) -> int | None:
         """The component that is zero already, if there is one and that counts."""
@@ -134,22 +138,48 @@ class EventWatch:
     def _crossed(self, values: list[float]) -> int | None:
         """The first component that has crossed."""
         for i, (before, value) in enumerate(zip(self._before, values, strict=True)):
-            if before is not None and _sign(value) != before:
+            if before is not None and _sign(value) != before and not self._turns_away(before, value):
                 return i
         return None
 
+    def _turns_away(self, before: int, value: float) -> bool:
+        """Whether an integer changes in the direction that does not count."""
+        if not self._has_plateaus or self.event.direction is None:
+            return False
+        return (value > before) != (self.event.direction == "rising")
+
+    def _is_calm(self, values: list[float], length: float) -> bool:
+        """Whether no number comes near zero within a step: all are far from it for what they change.
+
+        Args:
+            values: at the end of the step.
+            length: of the step.
+        """
+        earlier = self._change
+        self._change = [abs(b - a) / length for a, b in zip(self._values, values, strict=True)]
+        if earlier is None:
+            return False
+        return all(
+            before is not None and 0 < _FAR * length * max(now, last) < min(abs(a), abs(b))
+            for before, now, last, a, b in zip(
+                self._before, self._change, earlier, self._values, values, strict=True
+            )
+        )
+
     def crossing(
-        self, state: Callable[[Tensor], Tensor], time: Callable[[float], Tensor], y1: Tensor
+        self, state: Callable[[Tensor], Tensor], time: Callable[[float], Tensor], y1: Tensor, length: float
     ) -> tuple[float, int] | None:
         """Look for the first crossing in a step.
 
-        Besides the end of the step, three times inside are looked at, and those where a parabola through
-        neighbouring values has an extremum across zero, or close to it. What comes and goes in between is not seen.
+        Besides the end of the step, unless the numbers are far from zero for what they change, three times inside
+        are looked at, and those where a parabola through neighbouring values has an extremum across zero, or close
+        to it. What comes and goes in between is not seen.
 
         Args:
             state: maps fractions of the step, shape (m,), to the states there, shape (m, *state).
             time: maps a fraction to the time, shape ().
             y1: the state at the end.
+            length: of the step.
 
         Returns:
             The fraction, to rounding, and the component that crosses; `None` if none does.
@@ -162,10 +192,14 @@ class EventWatch:
             return self._at(time(fraction), state(theta)[0])
 
         with torch.no_grad():
+            last = at(1.0)
+            if self._is_calm(last, length) and self._crossed(last) is None:
+                self._values = last
+                return None
             inside = state(torch.tensor(_INSIDE, dtype=real_dtype(y1), device=y1.device))
             points = [(0.0, self._values)]
             points += [(x, self._at(time(x), y)) for x, y in zip(_INSIDE, inside, strict=True)]
-            points.append((1.0, at(1.0)))
+            points.append((1.0, last))
             for number in range(1, len(points)):
                 fraction, values = points[number]
                 if self._crossed(values) is None:
@@ -176,7 +210,7 @@ class EventWatch:
                     self._arm(values)
                 else:
                     return self._bisect(at, points[number - 1][0], fraction, values)
-            self._values = points[-1][1]
+            self._values = last
         return None
 
     def _bisect(
@@ -193,6 +227,9 @@ class EventWatch:
         assert component is not None
         return high, component
 
+
+_FAR = 4.0
+"""How many times what it changes in a step a number is away from zero, where it will not come there within it."""
 
 _RESOLUTION = 2.0**-52
 """Of a fraction of a step."""
@@ -242,21 +279,26 @@ def follow_event(f: Dynamics, event: Event, component: int, t: Tensor, y: Tensor
     Returns:
         The time, shape (), and the state, both with the values of `t` and `y` and two derivatives.
     """
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(y).tangent is not None:  # type: ignore[no-untyped-call]
+        raise InvalidArgumentError(
+            "the derivatives of an event are found in reverse mode, by .backward() or torch.autograd.grad, not in "
+            "forward mode"
+        )
     if not torch.is_grad_enabled():
         return t, y
     start = t.detach().to(y.device)
     time = start.clone().requires_grad_()
     state = _TwoDerivatives.apply(y, 2) if y.requires_grad else y
     probe = state if y.requires_grad else y.detach().requires_grad_()
-    probed = event(time, probe).reshape(-1)[component]
+    probed = event(time, probe).reshape(-1)[component].clone()
     if not probed.requires_grad:
         if y.requires_grad:
             _warn_of(component, "has no derivative: it is made of no operations that autograd follows")
         return t, y
-    value = event(start, state).reshape(-1)[component]
+    c_t, c_y = torch.autograd.grad(probed, (time, probe), allow_unused=True, create_graph=True)
+    value = event(start, state).reshape(-1)[component].clone()
     if not value.requires_grad:  # a matter of time alone
         return t, y
-    c_t, c_y = torch.autograd.grad(probed, (time, probe), allow_unused=True, create_graph=True)
     slope = f(start, state)
     rate = torch.zeros_like(start) if c_t is None else c_t
     if c_y is not None:
@@ -268,7 +310,7 @@ def follow_event(f: Dynamics, event: Event, component: int, t: Tensor, y: Tensor
     first = (value.detach() - value) / rate
     middle = state + 0.5 * first.to(real) * slope
     moved = state + first.to(real) * f(start + 0.5 * first, middle)
-    again = event(start + first, moved).reshape(-1)[component]
+    again = event(start + first, moved).reshape(-1)[component].clone()
     correction = (again.detach() - again) / rate
     shift = first + correction
     return t + shift.to(t.device, t.dtype), moved + correction.to(real) * slope

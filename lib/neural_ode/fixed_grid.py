@@ -64,7 +64,7 @@ class FixedGrid:
         self.y = y
         watch = None
         if event is not None:
-            watch = EventWatch(event, clock.tensor(self.now), y)
+            watch = EventWatch(event, clock.tensor(self.now).detach(), y.detach())
             zero = watch.at_start()
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
@@ -246,7 +246,10 @@ class FixedGrid:
         def time(theta: float) -> float:
             return after if theta == 1.0 else now + theta * (after - now)
 
-        found = watch.crossing(interpolate, lambda theta: self.clock.tensor(time(theta)), y1)
+        def moment(theta: float) -> Tensor:
+            return torch.tensor(time(theta), dtype=torch.float64, device=y1.device)
+
+        found = watch.crossing(interpolate, moment, y1.detach(), abs(after - now))
         return None if found is None else (time(found[0]), found[1])
 
 

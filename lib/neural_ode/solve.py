@@ -183,7 +183,7 @@ def solve(
         f=structure.dynamics(f),
         y0=structure.y0,
         t=times,
-        params=_params(f, chosen_gradient, params, gradient is None),
+        params=_params(f, chosen_gradient, params, gradient is None, lambda: _start_slope(structure, f, times)),
         restore=structure.restore,
         event=None if event is None else structure.event(Event.of(event)),
         compile=compile,
@@ -297,11 +297,24 @@ def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) 
     return t.to("cpu", torch.float64)
 
 
-def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None, by_default: bool) -> tuple[Tensor, ...]:
+def _start_slope(structure: Structure, f: Callable[[Tensor, Any], Any], t: Tensor) -> Tensor:
+    y0 = structure.y0
+    slope: Tensor = structure.dynamics(f)(t.detach()[..., 0].to(y0.device), y0.detach())
+    return slope
+
+
+def _params(
+    f: object,
+    gradient: Gradient,
+    params: Iterable[Tensor] | None,
+    by_default: bool,
+    evaluate: Callable[[], Tensor],
+) -> tuple[Tensor, ...]:
     """What gets gradients besides the initial state and the times.
 
     Args:
         by_default: whether the gradient was not asked for: then what a function refers to is found.
+        evaluate: the slope at the start.
     """
     f = inspect.unwrap(f) if callable(f) else f
     if params is not None:
@@ -322,5 +335,5 @@ def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None, by_d
         chosen = ()
     chosen = tuple(p for p in chosen if p.requires_grad)
     if torch.is_grad_enabled() and not isinstance(gradient, Direct) and (chosen or params is None):
-        warn_of_missing(f, chosen, getattr(gradient, "name", repr(gradient)))
+        warn_of_missing(f, chosen, getattr(gradient, "name", repr(gradient)), evaluate)
     return chosen

@@ -44,7 +44,7 @@ class LiftedDynamics(nn.Module):
         """
         Args:
             f: the dynamics.
-            y0: a state, in whose dtype and on whose device numbers that `f` refers to become inputs.
+            y0: a state, on whose device numbers that `f` refers to become inputs.
             params: what gets gradients.
 
         Raises:
@@ -59,7 +59,9 @@ class LiftedDynamics(nn.Module):
             self.key = (*self.kind, numbers_of(f))
             self.lifts = False
         else:
-            lifted = with_numbers(f, y0.detach().new_tensor, {})
+            # In double precision, in which numbers are computed with; beside a state they take its dtype.
+            number = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
+            lifted = with_numbers(f, number, {})
             self.lifts = lifted is not f
             if self.lifts:
                 f, found = lifted, {}

@@ -7,11 +7,12 @@ depend on. The parameters of a module are known; tensors that it merely refers t
 import functools
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from neural_ode.dependence import ancestors, edge_of
@@ -94,8 +95,12 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from vars(value).items()
 
 
-def warn_of_missing(f: object, params: Sequence[Tensor], name: str) -> None:
-    """Warn of tensors that `f` refers to, that require gradients, and that would get none.
+_seen: dict[tuple[Any, ...], tuple[str, ...]] = {}
+"""What was missing for kinds of dynamics, by the names of what they refer to: looking costs an evaluation."""
+
+
+def warn_of_missing(f: object, params: Sequence[Tensor], name: str, evaluate: Callable[[], Tensor]) -> None:
+    """Warn of tensors that `f` uses, that require gradients, and that would get none.
 
     Those computed from tensors in `params`, and from nothing else that requires a gradient, get it through these.
 
@@ -103,6 +108,7 @@ def warn_of_missing(f: object, params: Sequence[Tensor], name: str) -> None:
         f: the dynamics.
         params: what gets gradients.
         name: of the way to differentiate, for the message.
+        evaluate: a slope at the start, to see what `f` uses of all that it refers to; called where there is doubt.
     """
     known = {id(p) for p in params}
     found = {key: x for key, x in captured(f).items() if id(x) not in known}
@@ -114,9 +120,30 @@ def warn_of_missing(f: object, params: Sequence[Tensor], name: str) -> None:
         for key, x in found.items()
         if x.grad_fn is None or any(hasattr(node, "variable") for node, _ in ancestors(x, behind=nodes))
     ]
+    if not missing:
+        return
+    key = (getattr(f, "__code__", type(f)), *missing)
+    if key not in _seen:
+        if len(_seen) > _MOST:
+            _seen.clear()
+        used = _nodes_of(evaluate)
+        _seen[key] = tuple(n for n in missing if edge_of(found[n])[0] in used)
+    missing = list(_seen[key])
     if missing:
         text = (
             f"gradient={name!r} computes no gradient for {', '.join(missing)}, which f uses and which require one: "
             "make them parameters of the module f, pass them in params (adjoint_params), or use gradient='direct'"
         )
         warnings.warn(text, NeuralODEWarning, stacklevel=4)
+
+
+_MOST = 1000
+
+
+def _nodes_of(evaluate: Callable[[], Tensor]) -> set[Any]:
+    """The graph of a slope, as nodes; random numbers stay as they were."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        slope = evaluate()
+    if not isinstance(slope, Tensor) or slope.grad_fn is None:
+        return set()
+    return {slope.grad_fn, *(node for node, _ in ancestors(slope))}

@@ -26,11 +26,12 @@ class ExplicitRungeKutta(Method):
         self.order = tableau.order
         self.adaptive = tableau.b_error is not None
         self.has_dense_output = tableau.dense is not None
-        self._a = [_floats(row) for row in tableau.a]
-        self._b = _floats(tableau.b)
+        self._a = [_terms(row) for row in tableau.a]
+        self._b = _terms(tableau.b)
         self._c = _floats(tableau.c)
-        self._b_error = None if tableau.b_error is None else _floats(tableau.b_error)
-        self.largest_weight = max(1.0, *(abs(w) for row in (*self._a, self._b) for w in row))
+        self._nodes = torch.tensor(self._c, dtype=torch.float64)
+        self._b_error = None if tableau.b_error is None else _terms(tableau.b_error)
+        self.largest_weight = max(1.0, *(abs(w) for row in (*self._a, self._b) for _, w in row))
         self._dense = (
             None
             if tableau.dense is None
@@ -68,7 +69,7 @@ class ExplicitRungeKutta(Method):
         self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slope: Tensor | None, count: int
     ) -> tuple[list[Tensor], Tensor]:
         """The slopes of the first `count` stages, and the state of the last of them."""
-        c = torch.tensor(self._c, dtype=t.dtype, device=t.device)
+        c = self._nodes if self._fits(t) else torch.tensor(self._c, dtype=t.dtype, device=t.device)
         times = t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)
         nodes = times.to(real_dtype(y)).unbind()  # as the dynamics see them, all at once
         stages, state = [f(t, y) if slope is None else slope], y
@@ -76,6 +77,10 @@ class ExplicitRungeKutta(Method):
             state = _advance(y, h, row, stages)
             stages.append(f(node, state))
         return stages, state
+
+    def _fits(self, t: Tensor) -> bool:
+        """Whether the nodes need not be made anew; in a graph they are a constant."""
+        return t.dtype == torch.float64 and t.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def _error(self, h: Tensor | float, stages: list[Tensor]) -> Tensor:
         assert self._b_error is not None
@@ -139,18 +144,26 @@ def _folded(row: Sequence[Fraction]) -> list[Fraction]:
     return folded
 
 
-def _advance(y: Tensor, h: Tensor | float, weights: list[float], stages: list[Tensor]) -> Tensor:
+Terms = list[tuple[int, float]]
+"""Which stages a sum has, with their weights."""
+
+
+def _terms(row: Sequence[object]) -> Terms:
+    """The weights that are not zero."""
+    return [(i, w) for i, w in enumerate(_floats(row)) if w]
+
+
+def _advance(y: Tensor, h: Tensor | float, weights: Terms, stages: list[Tensor]) -> Tensor:
     """`y + h Σ w_i k_i`; the sum first, so that it is rounded at its own, smaller, size."""
     if isinstance(h, Tensor):
         return torch.addcmul(y, _combination(weights, stages, 1.0), h)
     return y + _combination(weights, stages, h)
 
 
-def _combination(weights: list[float], stages: list[Tensor], h: float) -> Tensor:
+def _combination(weights: Terms, stages: list[Tensor], h: float) -> Tensor:
     """`h Σ w_i k_i` without the terms whose weight is zero."""
-    terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w]
-    (first, slope), *rest = terms
-    total = slope * (first * h)
-    for w, k in rest:
-        total = torch.add(total, k, alpha=w * h)
+    first, weight = weights[0]
+    total = stages[first] * (weight * h)
+    for i, w in weights[1:]:
+        total = torch.add(total, stages[i], alpha=w * h)
     return total
