@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,25 +82,45 @@ def test_a_pid_controller_does_not_grow_after_a_rejection(rejected: float) -> No
     assert control.factor(0.9, 5, (rejected,)) == pytest.approx(0.9**0.86, rel=1e-12)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_no_solve_grows_after_a_rejection(batched: bool) -> None:
-    """A burst in the middle rejects steps; the one that passes then is not followed by a longer one."""
-    seen: list[tuple[float, float]] = []
+class Watched(PIDController):
+    """Writes down what it is asked and what it answers: error ratio, those before, factor."""
 
-    class Watched(PIDController):
-        def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
-            factor = super().factor(err, order, earlier)
-            seen.append((err, factor))
-            return factor
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "seen", [])
+
+    def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
+        factor = super().factor(err, order, earlier)
+        self.seen.append((err, tuple(earlier), factor))  # type: ignore[attr-defined]
+        return factor
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_solve_tells_the_error_ratios_of_the_two_steps_before(batched: bool) -> None:
+    """The last one first, infinite where it was rejected. A burst in the middle rejects steps."""
 
     def burst(t: Tensor, y: Tensor) -> Tensor:
         return torch.exp(-((10 * (t - 1)) ** 2)).reshape(-1, 1) * torch.ones_like(y)
 
-    y0 = torch.zeros(1, 1, dtype=torch.float64)
-    solve(burst, y0, [0.0, 2.0], batched=batched, controller=Watched(), rtol=1e-6, atol=1e-6)
-    after = [factor for (before, _), (err, factor) in pairwise(seen) if before > 1 >= err]
-    assert len(after) >= 1
-    assert max(after) <= 1
+    control, y0 = Watched(), torch.zeros(1, 1, dtype=torch.float64)
+    solve(burst, y0, [0.0, 2.0], batched=batched, controller=control, rtol=1e-4, atol=1e-4)
+    before: list[float] = []
+    for err, earlier, factor in control.seen:  # type: ignore[attr-defined]
+        assert earlier == tuple(before[:2])
+        if before and before[0] > 1 >= err:
+            assert factor <= 1
+        before.insert(0, err if err <= 1 else math.inf)
+    assert math.inf in before
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_step_that_overflows_counts_as_rejected(batched: bool) -> None:
+    control, y0 = Watched(), torch.full((1, 1), 1e3, dtype=torch.float64)
+    how: dict[str, Any] = {"batched": batched, "controller": control, "rtol": 1e-6, "atol": 1e-6}
+    solve(lambda t, y: -(y**3), y0, [0.0, 1.0], first_step=1.0, **how)
+    _, earlier, factor = next(x for x in control.seen if x[0] <= 1)  # type: ignore[attr-defined]
+    assert earlier[0] == math.inf
+    assert factor <= 1
 
 
 # The first step ---------------------------------------------------------------------------------------------------
