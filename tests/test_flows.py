@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -440,6 +441,30 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
         assert torch.equal(a, b)
     x = points("two moons", 500, 7)
     assert straight["two moons", 0].log_prob(x).mean() > standard_normal(x).mean()
+
+
+@pytest.mark.usefixtures("eager")
+def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes a second further whenever it is looked at."""
+    monkeypatch.setattr("neural_ode.training.flows.CHUNK", 20)
+    monkeypatch.setattr("neural_ode.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    clock = iter(range(1000))
+    monkeypatch.setattr("neural_ode.training.flows.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    calls = iter([None, KeyboardInterrupt])
+
+    def interrupted(*arguments):
+        if error := next(calls, None):
+            raise error
+        return planar_steps(*arguments)
+
+    monkeypatch.setattr("neural_ode.training.flows.planar_steps", interrupted)
+    file, run = tmp_path / "a.pt", ([Likelihood("two moons")], 3, [0], QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        train_planar(*run, file)
+    first = torch.load(file)["seconds"]
+    train_planar(*run, file)
+    assert 0 < first < torch.load(file)["seconds"]
+    assert train_planar(*run, file)[1] > torch.load(file)["seconds"]
 
 
 @pytest.mark.usefixtures("eager")
