@@ -1,6 +1,7 @@
 """Compiled steps: the numbers of plain ones, nothing compiled twice, plain steps where it cannot be done."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,17 @@ import neural_ode.compiled.forward
 import neural_ode.compiled.graphs
 from neural_ode import (
     Backsolve,
+    Callbacks,
     MaxStepsError,
     NeuralODEWarning,
+    PIDController,
     Statistics,
     StepSizeUnderflowError,
     odeint,
     odeint_adjoint,
     solve,
 )
-from neural_ode.compiled import compiled_adjoint, compiled_integrate
+from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
 from neural_ode.integrate import integrate
 from neural_ode.methods import get_method
 from neural_ode.per_sample import per_sample
@@ -157,6 +160,53 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
     assert len(set(compiled.per_sample.nfe.tolist())) > 1
     assert plain.nfe == compiled.nfe
     for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": get_method("rk4")}, "rk4"),
+        ({"method": get_method("kvaerno5")}, "kvaerno5"),
+        ({"step_size": 0.1}, "error control"),
+        ({"controller": PIDController()}, "PIDController"),
+        ({"step_t": (0.5,)}, "step_t"),
+        ({"jump_t": (0.5,)}, "jump_t"),
+        ({"callbacks": Callbacks(accept=print)}, "callbacks"),
+    ],
+)
+def test_what_the_graph_does_not_do_is_left_to_the_loop(change: dict[str, Any], words: str) -> None:
+    y0, t = start().double(), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(CannotCompile, match=words):
+        compiled_integrate(Smooth(), y0, t, replace(scheme(1e-7), **change), Statistics())
+
+
+def test_dynamics_that_a_graph_would_get_wrong() -> None:
+    """They draw random numbers, or have parameters that the backward pass would not know of; and autocast is on."""
+    y0, t = start(), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    scale, f = torch.ones(2, requires_grad=True), nn.Linear(2, 2)
+    for field, words in (
+        (lambda t, y: -y + 0 * torch.randn_like(y), "random numbers"),
+        (lambda t, y: scale * y, "require gradients"),
+        (lambda t, y: scale * f(y), "require gradients"),
+    ):
+        with pytest.raises(CannotCompile, match=words):
+            compiled_integrate(field, y0, t, scheme(1e-3), Statistics())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(CannotCompile, match="autocast"):
+        compiled_integrate(lambda t, y: f(y), y0, t, scheme(1e-3), Statistics())
+
+
+def test_more_steps_than_one_graph_records() -> None:
+    """Times, states and gradients go on from one record to the next, and back through all of them."""
+    f, found = Smooth(), []
+    for run in (integrate, compiled_integrate):
+        y0 = start().double().requires_grad_()
+        t = torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64, requires_grad=True)
+        stats = Statistics()
+        y = run(f, y0, t, scheme(1e-7, max_step=0.015), stats).y
+        assert stats.accepted > 2 * 64
+        found.append([y, *torch.autograd.grad(y.square().sum(), [y0, t, *f.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 

@@ -1,5 +1,7 @@
 """Counting memory, and fitting lines."""
 
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +12,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
 from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
 from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
+from neural_ode.measure.timing import seconds_of
 
 
 def test_bytes_kept_counts_each_storage_once() -> None:
@@ -93,6 +96,12 @@ def test_memory_orders() -> None:
         assert 2 * state < log <= checkpoint_bound(depth, 2)
 
 
+def test_seconds_are_those_of_the_work() -> None:
+    """From its beginning to its end."""
+    seconds = seconds_of(lambda: time.sleep(0.05), torch.device("cpu"))
+    assert 0.05 <= seconds < 5
+
+
 def test_line_and_its_interval() -> None:
     """Against the covariance matrix of numpy's least squares."""
     rng = np.random.default_rng(0)
@@ -138,7 +147,7 @@ def test_means_and_proportions() -> None:
 
 def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
-    assert rank_correlation([1, 2, 3], [7, 7, 7]) == 0.0
+    assert rank_correlation([1, 2, 3], [7, 7, 7]) == rank_correlation([7, 7, 7], [1, 2, 3]) == 0.0
 
 
 def test_a_ratio_and_its_inverse_say_the_same() -> None:
