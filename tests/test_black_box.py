@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -224,10 +225,12 @@ def test_relative_tolerances_for_each_entry_are_refused(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SCIPY_SOLVERS)
 def test_tolerances_of_zero(solver: str) -> None:
-    """One of both may be zero, also where the state is zero and stays there."""
+    """One of both may be zero, also where the state is zero and stays there; SciPy has nothing to warn of."""
     y0 = torch.tensor([1.0, 0.0]).to(start(solver))
     for rtol, atol in ((1e-6, 0.0), (0.0, 1e-6)):
-        y, _ = ScipySolver(solver).integrate(decay, y0, [0, 1], rtol, atol)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            y, _ = ScipySolver(solver).integrate(decay, y0, [0, 1], rtol, atol)
         torch.testing.assert_close(y[1].real, np.exp(-1.0) * y0.real, rtol=0, atol=1e-4)
 
 
@@ -240,6 +243,13 @@ def test_step_options(solver: str, sign: int) -> None:
     times = np.unique(np.abs(f.times))
     assert np.diff(times).max() <= 0.05 * (1 + 1e-9)
     assert times[times > 1e-9].min() <= 1e-3 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("solver", SCIPY_SOLVERS)
+def test_a_first_step_longer_than_the_interval(solver: str, sign: int) -> None:
+    y, _ = ScipySolver(solver, first_step=5.0).integrate(decay, start(solver), [0, sign], 1e-6, 1e-6)
+    torch.testing.assert_close(y[1].real, torch.full((2,), np.exp(-sign), dtype=torch.float64), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("solver", [name for name in ODEPACK if name != "LSODA"])
