@@ -564,6 +564,21 @@ def test_a_solver_of_ones_own_has_a_name_if_given_one() -> None:
         del METHODS["mine"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_a_solver_of_ones_own_gets_times_that_do_not_change_the_dtype(dtype: torch.dtype) -> None:
+    """Not even of a state of shape (), with which a time of shape () counts as much."""
+
+    def euler(f, y0: Tensor, t: Tensor, rtol: float, atol: float) -> Tensor:
+        states = [y0]
+        for start, end in itertools.pairwise(t):
+            states.append(states[-1] + (end - start) * f(start, states[-1]))
+        return torch.stack(states)
+
+    y = solve(decay, torch.ones((), dtype=dtype), [0.0, 0.5, 1.0], method=euler).y
+    assert y.dtype == dtype
+    assert y[-1].item() == 0.25
+
+
 @pytest.mark.parametrize(
     ("solver", "error", "words"),
     [

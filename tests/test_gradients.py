@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neural_ode import (
     Backsolve,
+    Callbacks,
     InvalidArgumentError,
     Statistics,
     StepSizeUnderflowError,
@@ -302,6 +303,39 @@ def test_a_backward_method_of_its_own_does_not_inherit_the_step() -> None:
         assert f.rate.grad is not None
         errors.append(abs(f.rate.grad.item() - 5 * math.exp(-4)))
     assert errors[1] < 1e-7 < errors[0]
+
+
+@pytest.mark.parametrize("back", [{"method": "dopri5", "rtol": 1e-9, "atol": 1e-9}, {"step_size": 0.01}])
+def test_backward_steps_of_ones_own_replace_a_grid(back: dict) -> None:
+    """The grid of the forward solve has four steps in all, between which nothing may be lost on the way back."""
+    f, y0 = Linear(-0.8), torch.ones(1, dtype=torch.float64)
+    grid = {"method": "rk4", "grid": lambda t: torch.linspace(float(t[0]), float(t[-1]), 5, dtype=t.dtype)}
+    solution = solve(f, y0, [0.0, 5.0], gradient=Backsolve(**back), **grid)
+    solution.y[-1].sum().backward()
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.accepted > 10
+    assert f.rate.grad is not None
+    # Along the adjoint exp(-0.8 (5 - t)) with the state that the forward solve ended at.
+    assert f.rate.grad.item() == pytest.approx(5 * solution.y[-1].item(), rel=1e-6)
+
+
+def test_the_backward_solve_chooses_its_own_first_step() -> None:
+    f, y0 = Linear(-0.8), torch.ones(1, dtype=torch.float64)
+    solution = solve(f, y0, [0.0, 5.0], first_step=1e-6, gradient="backsolve", rtol=1e-5, atol=1e-5)
+    solution.y[-1].sum().backward()
+    assert solution.stats.step_sizes[0] == 1e-6
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.step_sizes[0] < -1e-3
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_callbacks_are_those_of_the_forward_solve(gradient: str) -> None:
+    seen: list[float] = []
+    calls = Callbacks(accept=lambda t, y, h: seen.append(float(t)))
+    solution = solve(Linear(-0.8), torch.ones(1).double(), [0.0, 1.0], gradient=gradient, callbacks=calls)
+    assert len(seen) == solution.stats.accepted
+    solution.y[-1].sum().backward()
+    assert len(seen) == solution.stats.accepted
 
 
 def test_max_steps_counts_each_solve_by_itself() -> None:
