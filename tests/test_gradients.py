@@ -237,9 +237,11 @@ def test_only_what_requires_gradients_gets_them() -> None:
         assert not solve(f, y0, t, gradient="backsolve").y.requires_grad
 
 
-def test_backward_statistics_and_own_settings() -> None:
+@pytest.mark.parametrize("moving", [False, True])
+def test_backward_statistics_and_own_settings(moving: bool) -> None:
     f, y0, t, weights = problem()
-    solution = solve(f, y0, t.detach(), rtol=1e-4, atol=1e-4, gradient=Backsolve(rtol=1e-9, atol=1e-9))
+    t.requires_grad_(moving)
+    solution = solve(f, y0, t, rtol=1e-4, atol=1e-4, gradient=Backsolve(rtol=1e-9, atol=1e-9))
     assert solution.stats.backward is None
     calls = 0
     forward = f.forward
@@ -254,6 +256,10 @@ def test_backward_statistics_and_own_settings() -> None:
     assert isinstance(solution.stats.backward, Statistics)
     assert solution.stats.backward.nfe == calls
     assert solution.stats.backward.nfe > 3 * solution.stats.nfe
+    # One evaluation at the start of each of three intervals, another to choose the first step of all, six of dopri5
+    # for a step; and f at each of the four times, for their gradients.
+    steps = solution.stats.backward.accepted + solution.stats.backward.rejected
+    assert calls == 3 + 1 + 6 * steps + 4 * moving
     assert all(h < 0 for h in solution.stats.backward.step_sizes)
 
 
