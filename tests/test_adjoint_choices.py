@@ -1,6 +1,7 @@
 """The choices that solve the adjoint equation: what they keep, what they repair, what they save."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from neural_ode import Backsolve, Interpolating, InvalidArgumentError, solve
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.measure.memory import bytes_kept
+from neural_ode.methods import get_method
+from neural_ode.scheme import Scheme
+from neural_ode.solution import Made, Segment
+from neural_ode.state import rms_norm
+from neural_ode.step_size import Tolerance
 from neural_ode.tableaus import DOPRI5
 
 CHOICES = {
@@ -119,6 +125,22 @@ def test_checkpoints_are_as_many_states_as_asked_for() -> None:
     state = y0.numel() * 8
     for k in (1, 4, 9):
         assert max(k // 2, 1) * state <= kept(k) - kept(0) <= k * state
+
+
+def test_checkpoints_give_their_states_away() -> None:
+    """To the backward pass, which autograd frees: whoever keeps the solution does not keep them twice."""
+    scheme = Scheme(get_method("dopri5"), Tolerance(1e-3, 1e-3, rms_norm))
+    memory = Backsolve(checkpoints=3).memory(scheme)
+    states = [torch.ones(2) * number for number in range(4)]
+    references = [weakref.ref(y) for y in states]
+    for number, y in enumerate(states):
+        assert memory.record is not None
+        memory.record(Segment(Made(number, 0.1 * number, 0.0, 0.1, 1, True, None, None), y, None, ()))
+    times, found = memory.rows([0.0])
+    assert times == pytest.approx([0.1, 0.2, 0.3])
+    assert [float(y[0]) for y in found] == [1, 2, 3]
+    del states, y, found
+    assert [reference() for reference in references] == [None] * 4
 
 
 def test_interpolating_keeps_the_slopes_and_no_activations() -> None:
