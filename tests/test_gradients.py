@@ -275,12 +275,27 @@ def test_norm_of_the_backward_solve_gets_the_parts() -> None:
     assert shapes == {((4, 2), (4, 2), *(tuple(p.shape) for p in f.parameters()))}
 
 
-def test_backward_twice_and_retained_graph() -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_backward_twice_and_retained_graph(gradient: str) -> None:
+    """The same gradient each time, and the statistics of the last time."""
     f, y0, t, weights = problem()
-    loss = (solve(f, y0, t, gradient="backsolve").y * weights).sum()
-    (first,) = torch.autograd.grad(loss, y0, retain_graph=True)
-    (second,) = torch.autograd.grad(loss, y0)
-    assert torch.equal(first, second)
+    solution = solve(f, y0, t, gradient=gradient)
+    found, nfe = [], []
+    for _ in range(2):
+        found += torch.autograd.grad((solution.y * weights).sum(), y0, retain_graph=True)
+        nfe.append(None if solution.stats.backward is None else solution.stats.backward.nfe)
+    assert torch.equal(*found)
+    assert nfe[0] == nfe[1]
+    assert (nfe[0] is None) == (gradient == "direct")
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_nothing_to_solve(gradient: str) -> None:
+    f, y0 = Linear(-0.8), torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    y = solve(f, y0, [0.3], gradient=gradient).y
+    by_y0, by_rate = torch.autograd.grad(y.sum(), [y0, f.rate], allow_unused=True)
+    assert torch.equal(by_y0, torch.ones_like(y0))
+    assert by_rate is None or by_rate == 0
 
 
 def test_second_derivatives_of_direct() -> None:

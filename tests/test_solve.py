@@ -313,6 +313,15 @@ def test_dense_output_reaches_both_ends() -> None:
         torch.testing.assert_close(solution.dense(start), solution.y[0])
 
 
+@pytest.mark.parametrize("end", [3.0, -3.0])
+def test_dense_output_just_outside_of_the_interval(end: float) -> None:
+    """Where rounded times may lie: the first and the last step are continued."""
+    dense = solve(driven, torch.ones(1, dtype=torch.float64), [0.0, end], dense=True).dense
+    assert dense is not None
+    for t in (-1e-3 * end, 1.001 * end):
+        assert dense.packed(t).item() == pytest.approx(math.exp(math.sin(t)), rel=1e-5)
+
+
 def test_a_given_first_step_is_taken() -> None:
     solution = solve(driven, torch.ones(1), [0.0, 1.0], first_step=1e-3)
     assert solution.stats.step_sizes[0] == 1e-3
