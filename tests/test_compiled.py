@@ -124,13 +124,16 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
         y0 = start().double().requires_grad_()
         t = (sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)).requires_grad_()
         stats = Statistics()
-        y = run(f, y0, t, scheme(1e-7), stats).y
+        _, y, next_step, _ = run(f, y0, t, scheme(1e-7), stats)
         gradients = torch.autograd.grad(
             (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [y0, t, *f.parameters()]
         )
-        found.append((stats, y, *gradients))
-    (plain, *expected), (compiled, *values) = found
+        found.append((stats, next_step, y, *gradients))
+    (plain, then, *expected), (compiled, next_step, *values) = found
     assert (plain.nfe, plain.accepted, plain.rejected) == (compiled.nfe, compiled.accepted, compiled.rejected)
+    # The last step was cut at the end: longer ones can follow.
+    assert next_step == pytest.approx(then, rel=1e-6)
+    assert abs(next_step) > abs(plain.step_sizes[-1])
     assert compiled.step_sizes == pytest.approx(plain.step_sizes, rel=1e-6)
     for ours, theirs in zip(values, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -235,7 +238,12 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
         y = integrate(f, start().double(), t, scheme(1e-9), Statistics()).y
     grad_y = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
     stats, plain = Statistics(), Statistics()
-    backward = scheme(1e-7)
+    by_loop = solve(f, y[0].clone(), t, rtol=1e-9, atol=1e-9, gradient=Backsolve(rtol=1e-7, atol=1e-7))
+    torch.autograd.grad(by_loop.y, params, grad_y)
+    counts = by_loop.stats.backward
+    assert counts is not None
+    # Enough from each observation to the next, too few for all intervals together.
+    backward = scheme(1e-7, max_steps=counts.accepted + counts.rejected - 1)
 
     def norm(parts: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([rms_norm(part) for part in parts]).amax()
@@ -246,7 +254,9 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
     expected = torch.autograd.grad(again, [y0, *params], grad_y)
     for ours, theirs in zip((a, *gradients), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (stats.accepted, stats.rejected) == (counts.accepted, counts.rejected)
     assert stats.accepted > 3
+    # Twice to begin, once for each interval.
     assert stats.nfe == 2 + 3 + 6 * (stats.accepted + stats.rejected)
 
 
