@@ -162,6 +162,8 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
         assert getattr(plain.per_sample, name).tolist() == getattr(compiled.per_sample, name).tolist()
     assert len(set(compiled.per_sample.nfe.tolist())) > 1
     assert plain.nfe == compiled.nfe
+    with torch.no_grad(), pytest.raises(CannotCompile, match="too many steps"):
+        compiled_integrate(f, y0, t, scheme(1e-7, max_steps=3), Statistics(), batched=True)
     for ours, theirs in zip(values, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 

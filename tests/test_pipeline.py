@@ -372,6 +372,14 @@ def test_the_runner_publishes_results(project: Path) -> None:
     assert (project / "figures" / "quick" / "07_toy.ipynb").read_text() == executed  # byte for byte
 
 
+def test_a_notebook_that_runs_with_its_defaults_runs_as_it_stands(project: Path) -> None:
+    (project / "params" / "quick.yaml").write_text("toy: {value: 1}\n")
+    assert runner.main(["07_toy.ipynb"]) == 0
+    executed = (project / "figures" / "quick" / "07_toy.ipynb").read_text()
+    assert "value 1 resumed False" in executed
+    assert "injected-parameters" not in executed
+
+
 def test_a_failing_cell_loses_nothing(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert runner.main(["07_toy.ipynb"]) == 0
     before = {p: p.read_bytes() for p in (project / "figures" / "quick").iterdir()}
