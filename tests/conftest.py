@@ -15,7 +15,7 @@ from neural_ode.workspace import project_root
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("project")
 
-LIMIT, LONG_LIMIT = 300, 1200
+LIMIT, LONG_LIMIT = 600, 1800
 """Seconds after which a test has gone on for ever; the second one for those that start programs of their own."""
 
 
