@@ -425,12 +425,12 @@ def test_which_event_ends_a_solve() -> None:
 
 
 def test_event_of_a_complex_state_moves_with_it() -> None:
-    """Re (a + ib) exp(it) = a cos t - b sin t falls to 0.2 at a time with the derivatives cot t and -1."""
+    """Im (a + ib) exp(it) = a sin t + b cos t rises to 1/2 at a time with the derivatives -tan t and -1."""
     y0 = torch.ones(1, dtype=torch.complex128, requires_grad=True)
-    solution = solve(lambda t, y: 1j * y, y0, [0.0, 3.0], event=lambda t, y: y.real - 0.2)
-    assert solution.t[-1].item() == pytest.approx(math.acos(0.2), rel=1e-7)
+    solution = solve(lambda t, y: 1j * y, y0, [0.0, 3.0], event=lambda t, y: y.imag - 0.5)
+    assert solution.t[-1].item() == pytest.approx(math.pi / 6, rel=1e-7)
     (by_y0,) = torch.autograd.grad(solution.t[-1], y0)
-    torch.testing.assert_close(by_y0, torch.tensor([0.2 / math.sqrt(0.96) - 1j]).to(y0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(by_y0, torch.tensor([-1 / math.sqrt(3) - 1j]).to(y0), rtol=1e-6, atol=1e-6)
 
 
 def test_event_function_without_a_slope() -> None:
