@@ -131,9 +131,13 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
         found.append((stats, next_step, y, *gradients))
     (plain, then, *expected), (compiled, next_step, *values) = found
     assert (plain.nfe, plain.accepted, plain.rejected) == (compiled.nfe, compiled.accepted, compiled.rejected)
-    # The last step was cut at the end: longer ones can follow.
     assert next_step == pytest.approx(then, rel=1e-6)
-    assert abs(next_step) > abs(plain.step_sizes[-1])
+    # Cut to a thirtieth at the end, a step is followed by one as long as was planned.
+    *before, planned = plain.step_sizes[:4]
+    end = torch.tensor([0.0, sum(before) + planned / 30], dtype=torch.float64)
+    with torch.no_grad():
+        cut = compiled_integrate(f, y0, end, scheme(1e-7), Statistics())
+    assert cut.next_step == pytest.approx(planned, rel=1e-6)
     assert compiled.step_sizes == pytest.approx(plain.step_sizes, rel=1e-6)
     for ours, theirs in zip(values, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
