@@ -26,8 +26,12 @@ def main() -> None:
     _limit_threads(arguments.threads)
 
     # Only now: the libraries read the limits when they are imported.
-    import jax
     import torch
+
+    from neural_ode.errors import needs
+
+    with needs("peers"):
+        import jax
 
     from benchmarks.cases import CASES, case_rows
     from benchmarks.problems import PROBLEMS

@@ -296,8 +296,18 @@ CASES: dict[str, Case] = {
         (_faster("at least 2.5 times as fast as odeint_adjoint", 2.5),),
         budget=10.0,
     ),
+    "cnf-import": Case(
+        "three iterations of torchdiffeq's CNF example with nothing changed but the import: 64 units, two circles, "
+        "batch 512, t from 0 to 10, 1e-5",
+        "torchdiffeq",
+        training.cnf_import_contenders,
+        1e-3,
+        (_faster("at least 1.5 times as fast by the import alone", 1.5, ("neural_ode",)),),
+        budget=15.0,
+        rounds=(5, 12),
+    ),
     "cnf-training": Case(
-        "three iterations of torchdiffeq's CNF example: 64 units, two circles, batch 512, t from 0 to 10, 1e-5",
+        "the same with this library's model, whose trace needs no autograd",
         "torchdiffeq",
         training.cnf_contenders,
         1e-3,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.cases import CASES
 from benchmarks.problems import PROBLEMS
-from neural_ode.files import replace_between, replacing, write_atomically
+from neural_ode.files import read_json, replace_between, replacing, write_atomically
 
 __all__ = [
     "case_table",
@@ -86,9 +86,12 @@ def _cpu_model() -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    """Read what `save` wrote.
+
+    Raises:
+        FileError: the file is missing or damaged.
+    """
+    return read_json(path, "restore it, or delete it and run `python -m benchmarks`")
 
 
 def save(path: Path, results: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Contender, Run, Unavailable
-from neural_ode import NeuralODEWarning
+from neural_ode import NeuralODEWarning, odeint_adjoint
 from neural_ode.data.points import points
 from neural_ode.data.spirals import draw_spirals
 from neural_ode.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics
@@ -21,7 +21,7 @@ from neural_ode.models.flows.base import standard_normal
 from neural_ode.models.gaussian import kl_to_standard_normal, normal_log_density
 from neural_ode.models.latent_ode import LatentODE, spiral_latent_ode
 
-__all__ = ["cnf_contenders", "latent_ode_adjoint_contenders", "latent_ode_contenders"]
+__all__ = ["cnf_contenders", "cnf_import_contenders", "latent_ode_adjoint_contenders", "latent_ode_contenders"]
 
 ITERATIONS = 3
 """Of Adam, in what is timed; their losses are the result that is compared."""
@@ -121,9 +121,40 @@ class ExampleFlow(nn.Module):
         return slope, -torch.stack(rows).sum(0)[:, None]
 
 
+def _circles(small: bool) -> list[Tensor]:
+    return [points("two circles", 32 if small else 512, k) for k in range(ITERATIONS)]
+
+
+def _example_flow(small: bool, interface: Callable[[], Callable[..., Any]]) -> Callable[[], Built]:
+    """The example with the `odeint_adjoint` of a library."""
+    data = _circles(small)
+
+    def build() -> Built:
+        flow = _flow(small)
+        example = _Counted(ExampleFlow(flow.f.weights))
+        times = torch.tensor(flow.span[::-1])
+
+        def loss(k: int) -> Tensor:
+            start = (data[k], torch.zeros(len(data[k]), 1))
+            z, change = interface()(example, start, times, rtol=1e-5, atol=1e-5, method="dopri5")
+            return -(standard_normal(z[-1]) - change[-1][:, 0]).mean()
+
+        return example, loss, example.spent
+
+    return build
+
+
+def cnf_import_contenders(small: bool) -> list[Contender]:
+    """The example, with one library or the other behind the same name."""
+    return [
+        _training("torchdiffeq", _example_flow(small, lambda: _torchdiffeq().odeint_adjoint), 1e-3, compiles=False),
+        _training("neural_ode", _example_flow(small, lambda: odeint_adjoint), 1e-3, compiles=False),
+    ]
+
+
 def cnf_contenders(small: bool) -> list[Contender]:
     """Maximum likelihood on two circles, 512 points, gradients by the adjoint method."""
-    data = [points("two circles", 32 if small else 512, k) for k in range(ITERATIONS)]
+    data = _circles(small)
 
     def ours(**how: Any) -> Callable[[], Built]:
         def build() -> Built:
@@ -132,21 +163,8 @@ def cnf_contenders(small: bool) -> list[Contender]:
 
         return build
 
-    def published() -> Built:
-        flow = _flow(small)
-        example = _Counted(ExampleFlow(flow.f.weights))
-        times = torch.tensor(flow.span[::-1])
-
-        def loss(k: int) -> Tensor:
-            odeint = _torchdiffeq().odeint_adjoint
-            start = (data[k], torch.zeros(len(data[k]), 1))
-            z, change = odeint(example, start, times, rtol=1e-5, atol=1e-5, method="dopri5")
-            return -(standard_normal(z[-1]) - change[-1][:, 0]).mean()
-
-        return example, loss, example.spent
-
     return [
-        _training("torchdiffeq", published, 1e-3, compiles=False),
+        _training("torchdiffeq", _example_flow(small, lambda: _torchdiffeq().odeint_adjoint), 1e-3, compiles=False),
         _training("neural_ode", ours(gradient="backsolve"), 1e-3, compiles=False),
         _training("neural_ode, compiled", ours(gradient="backsolve", compile=True), 1e-3, compiles=True),
     ]

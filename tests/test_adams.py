@@ -1,10 +1,11 @@
 """Adams methods: coefficients in exact arithmetic, orders, gradients; against VODE and torchdiffeq."""
 
 import math
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 from scipy.integrate import ode, solve_ivp
 from torch import Tensor
 
+import neural_ode
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, History, VariableOrderAdams, newton_form
 from neural_ode.methods.base import Method, Step
-from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
+from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton, adams_weights
 from neural_ode.state import rms_norm
 from neural_ode.step_size import IntegralController, Tolerance, initial_step
 
@@ -160,6 +162,45 @@ def test_any_distances_make_polynomials_exact(k: int) -> None:
         assert min(q) >= 0
         for node in nodes[:j]:
             assert sum(c * node**p for p, c in enumerate(q)) == 0
+
+
+def integrals(nodes: list[Fraction]) -> list[Fraction]:
+    """Of Lagrange's polynomials from 0 to 1, in exact arithmetic."""
+    found = []
+    for i, node in enumerate(nodes):
+        row = [Fraction(1)]
+        for other in nodes[:i] + nodes[i + 1 :]:
+            row = [(a - other * b) / (node - other) for a, b in zip([0, *row], [*row, 0], strict=True)]
+        found.append(sum((c / (p + 1) for p, c in enumerate(row)), Fraction(0)))
+    return found
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("grid", ["even", "uneven"])
+@pytest.mark.parametrize("k", [3, 6, 11])
+def test_weights_and_their_derivatives_in_the_steps(k: int, grid: str, implicit: bool) -> None:
+    """The first and second along a line through all steps, against differences in exact arithmetic."""
+    lengths = [Fraction(1)] * k if grid == "even" else THIRDS[:k]
+    line = [Fraction(7 * i % 5 - 2, 3) for i in range(k)]
+    factors = [Fraction(1, i + 1) for i in range(k + implicit)]
+
+    def exact(along: Fraction) -> Fraction:
+        h, *steps = (x + along * v for x, v in zip(lengths, line, strict=True))
+        nodes = [-sum(steps[:i], Fraction(0)) / h for i in range(k)]
+        weights = integrals([Fraction(1), *nodes] if implicit else nodes)
+        return sum((c * w for c, w in zip(factors, weights, strict=True)), Fraction(0))
+
+    def found(steps: Tensor) -> Tensor:
+        return adams_weights(steps[1:], steps[0], implicit) @ real(*map(float, factors))
+
+    at, direction = real(*map(float, lengths)), real(*map(float, line))
+    little = Fraction(1, 10**8)
+    low, middle, high = (exact(along) for along in (-little, Fraction(0), little))
+    size = sum(map(abs, adams_weights(at[1:], at[0], implicit).tolist()))
+    assert float(found(at)) == pytest.approx(float(middle), rel=0, abs=1e-13 * size)
+    first, second = torch.func.grad(found)(at) @ direction, direction @ torch.func.hessian(found)(at) @ direction
+    expected = float((high - low) / (2 * little)), float((high - 2 * middle + low) / little**2)
+    assert (float(first), float(second)) == pytest.approx(expected, rel=1e-10 * size)
 
 
 # Variable order and step
@@ -458,6 +499,60 @@ def test_gradient_of_a_solve() -> None:
     assert float(gradient) == pytest.approx(math.sin(2) * math.exp(0.7 * math.sin(2)), rel=1e-8)
 
 
+@pytest.mark.parametrize("gradient", ["direct", "recursive_checkpoint"])
+def test_safety_of_the_controller(gradient: str) -> None:
+    """A smaller one makes shorter steps in proportion, by the same rules, and smaller errors."""
+    y0 = real(1, 0).requires_grad_()
+    exact = reference(pendulum, y0.detach(), 0, 20)
+    little = 1e-4
+    nearby = [reference(pendulum, real(1 + s * little, 0), 0, 20).sum() for s in (1, -1)]
+    accepted, errors = [], []
+    for safety in (0.9, 0.5, 0.3):
+        solution = neural_ode.solve(
+            *(pendulum, y0, [0.0, 20.0]),
+            method="adams",
+            rtol=1e-7,
+            atol=1e-9,
+            controller=IntegralController(safety=safety),
+            gradient=gradient,
+            params=(),
+        )
+        assert isinstance(solution.y, Tensor)
+        growth = [later / earlier for earlier, later in pairwise(solution.stats.step_sizes[:-1])]
+        assert max(growth) == pytest.approx(2)
+        assert growth.count(1) > 0.8 * len(growth)
+        accepted.append(solution.stats.accepted)
+        errors.append(float((solution.y[-1] - exact).detach().abs().max()))
+        (by_y0,) = torch.autograd.grad(solution.y[-1].sum(), y0)
+        assert by_y0[0].item() == pytest.approx(float(nearby[0] - nearby[1]) / (2 * little), rel=1e-5)
+    assert accepted[1] / accepted[0] == pytest.approx(0.9 / 0.5, rel=0.2)
+    assert accepted[2] / accepted[0] == pytest.approx(0.9 / 0.3, rel=0.2)
+    assert errors[2] < errors[1] / 4 < errors[0] / 16
+
+
+def test_limits_of_the_controller() -> None:
+    """How much a step grows, and how much it shrinks after a rejection, counted from one attempt to the next."""
+    tried: list[float] = []
+    rejected: list[int] = []
+    neural_ode.solve(
+        *(van_der_pol, real(2, 0), [0.0, 10.0]),
+        method="adams",
+        rtol=1e-6,
+        atol=1e-8,
+        controller=IntegralController(safety=0.6, ifactor=1.5, dfactor=0.55),
+        callbacks=neural_ode.Callbacks(
+            step=lambda t, y, h: tried.append(float(h)), reject=lambda t, y, h: rejected.append(len(tried) - 1)
+        ),
+    )
+    assert len(rejected) > 3
+    for number, (earlier, later) in enumerate(pairwise(tried[:-1])):
+        factor = later / earlier
+        if number in rejected:
+            assert 0.55 * (1 - 1e-9) < factor < 0.8
+        else:
+            assert factor in (1, pytest.approx(1.5))
+
+
 # Fixed grids
 
 FIXED = {"explicit_adams": AdamsBashforth, "implicit_adams": AdamsBashforthMoulton}
@@ -506,9 +601,45 @@ def test_without_convergence_equals_torchdiffeq(max_iters: int) -> None:
     theirs = torchdiffeq.odeint(
         pendulum, real(1, 0), times, method="implicit_adams", rtol=1e-7, atol=1e-7, options=options
     )
-    with pytest.warns(NeuralODEWarning, match=r"did not converge at t = .*max_iters"):
-        ours, _ = walk(AdamsBashforthMoulton(8, max_iters), pendulum, real(1, 0), times, atol=1e-7)
+    with pytest.warns(NeuralODEWarning, match=r"did not converge in \d+ steps from t = 0.0 on, .*max_iters"):
+        ours = neural_ode.odeint(
+            pendulum, real(1, 0), times, method="implicit_adams", rtol=1e-7, atol=1e-7, options=options
+        )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration")
+@pytest.mark.parametrize("event", [False, True])
+@pytest.mark.parametrize("gradient", ["direct", "recursive_checkpoint", "backsolve"])
+def test_one_warning_a_solve(gradient: str, event: bool) -> None:
+    """With as many steps as torchdiffeq warns of. A backward solve is another one, steps made again are not."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    times = torch.linspace(0, 3, 4, dtype=torch.float64)
+    options = {"step_size": 0.1, "max_iters": 1}
+    with warnings.catch_warnings(record=True) as theirs:
+        warnings.simplefilter("always")
+        torchdiffeq.odeint(pendulum, real(1, 0), times, method="implicit_adams", options=options)
+    count = sum("Functional iteration" in str(w.message) for w in theirs)
+    assert count > 20
+    y0 = real(1, 0).requires_grad_()
+    with warnings.catch_warnings(record=True) as ours:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            solution = neural_ode.solve(
+                *(pendulum, y0, times),
+                method=AdamsBashforthMoulton(max_iters=1),
+                step_size=0.1,
+                gradient=gradient,
+                params=(),
+                event=(lambda t, y: t - 2.95) if event else None,
+            )
+            assert isinstance(solution.y, Tensor)
+            torch.autograd.grad(solution.y[-1].sum(), y0)
+            assert solution.stats.unconverged == count
+    messages = [str(w.message) for w in ours if issubclass(w.category, NeuralODEWarning)]
+    assert len(messages) == (4 if gradient == "backsolve" else 2)
+    for message in messages[:: len(messages) // 2]:
+        assert f"did not converge in {count} steps from t = 0.0 on, first at t = 0.2" in message
 
 
 def uneven(steps: int, end: float) -> Tensor:
@@ -570,9 +701,40 @@ def test_gradients_on_a_grid(method: type[AdamsBashforth], grid: str) -> None:
 
     inputs = [x.clone().requires_grad_() for x in (real(0.5, -0.3), real(1.2, 0.7), times)]
     assert torch.autograd.gradcheck(states, inputs)
+    assert torch.autograd.gradgradcheck(states, inputs)
     with_times = states(*inputs)
     without = states(inputs[0], inputs[1], times)
     torch.testing.assert_close(with_times, without, rtol=1e-13, atol=1e-13)
+
+
+def nodes_of(y: Tensor) -> int:
+    """How many operations autograd has recorded."""
+    seen: set[Any] = set()
+    waiting = [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return len(seen)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_times_with_gradients_cost_no_more_operations_than_in_torchdiffeq(name: str) -> None:
+    """The weights depend on the steps; entry by entry that would be hundreds of operations in each."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    times = torch.linspace(0, 1, 61, dtype=torch.float64).requires_grad_()
+    theirs, ours = (
+        nodes_of(library.odeint(pendulum, real(1, 0), times, method=name)) for library in (torchdiffeq, neural_ode)
+    )
+    assert ours < theirs
+
+
+def test_a_single_number_keeps_its_dtype_where_times_have_gradients() -> None:
+    times = torch.linspace(0, 1, 11).requires_grad_()
+    y = neural_ode.odeint(lambda t, y: -y, torch.tensor(1.0), times, method="implicit_adams")
+    assert y.dtype == torch.float32
+    assert y[-1].item() == pytest.approx(math.exp(-1), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", FIXED.values())

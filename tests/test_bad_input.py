@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torchdiffeq
 from torch import Tensor, nn
 
 from neural_ode import (
+    METHODS,
     Backsolve,
     InvalidArgumentError,
     MaxStepsError,
@@ -175,7 +178,7 @@ SOLVE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("dense and backsolve", {"dense": True, "gradient": "backsolve", "params": ()}, Invalid, "dense=True"),
     ("event is text", {"event": "y = 0"}, Invalid, "event must be callable"),
     ("event returns a number", {"event": lambda t, y: 1.0}, Invalid, "event function must return a tensor"),
-    ("event returns a truth value", {"event": lambda t, y: y > 0}, Invalid, "whose sign changes.*bool"),
+    ("event returns complex numbers", {"event": lambda t, y: 1j * y}, Invalid, "real.*whose sign changes.*complex"),
     ("event of a black box", {"event": lambda t, y: y, "method": "scipy_solver"}, Invalid, "look for events"),
     (
         "event that never happens",
@@ -250,7 +253,7 @@ def test_odeint(function: Callable[..., Any], change: dict[str, Any], error: typ
 def test_odeint_event_and_dense() -> None:
     with pytest.raises(InvalidArgumentError, match="t0 must be a tensor"):
         odeint_event(decay, ONE, 0.0, event_fn=lambda t, y: y)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="event_fn must be callable"):
+    with pytest.raises(InvalidArgumentError, match="the event function must be callable"):
         odeint_event(decay, ONE, TIMES[:1], event_fn=None)  # type: ignore[arg-type]
     dense = odeint_dense(decay, ONE, 0.0, 1.0)
     with pytest.raises(InvalidArgumentError, match=r"t = 2\.0 lies outside .* 0\.0 to 1\.0"):
@@ -343,3 +346,59 @@ class TestDocumentedToWork:
     def test_min_step_accepts_whatever_the_error(self) -> None:
         solution = solve(decay, ONE, [0.0, 1.0], rtol=1e-12, atol=1e-14, min_step=0.25)
         assert solution.stats.accepted == 4
+
+
+@pytest.mark.parametrize(
+    "method", ["dopri5", "rk4", "euler", "adams", "kvaerno5", "implicit_adams", "scipy_solver"]
+)
+def test_arguments_in_the_wrong_order(method: str) -> None:
+    """f(y, t) of SciPy's `odeint` returns a number where a state is wanted: nothing may broadcast it."""
+    y0, times = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.0, 1.0, 2.0]).double()
+    for call in (odeint, partial(odeint, compile=method == "dopri5")):
+        with pytest.raises(InvalidArgumentError, match=r"f is called as f\(t, y\), with the time first"):
+            call(lambda y, t: -0.5 * y, y0, times, method=method)
+    if method != "scipy_solver":
+        with pytest.raises(InvalidArgumentError, match=r"f is called as f\(t, y\), with the time first"):
+            odeint_adjoint(lambda y, t: -0.5 * y, y0, times, method=method, adjoint_params=())
+
+
+@pytest.mark.parametrize(
+    "f", [lambda t, y: -y[:, :1], lambda t, y: -y[:1], lambda t, y: -y[0]], ids=["column", "row", "vector"]
+)
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "tsit5", "dopri8", "rk4", "euler", "implicit_adams"])
+def test_derivatives_broadcast_where_they_do_in_torchdiffeq(f: Any, method: str) -> None:
+    y0, times = torch.tensor([[1.0, 2.0], [3.0, 5.0]]).double(), torch.tensor([0.0, 0.1, 0.2]).double()
+    if METHODS[method].adaptive:
+        with pytest.raises(InvalidArgumentError, match="must have the shape"):
+            odeint(f, y0, times, method=method)
+        if method != "tsit5":
+            with pytest.raises(RuntimeError):
+                torchdiffeq.odeint(f, y0, times, method=method)
+        return
+    expected = torchdiffeq.odeint(f, y0, times, method=method)
+    torch.testing.assert_close(odeint(f, y0, times, method=method), expected, rtol=1e-10, atol=0)
+
+
+def test_names_from_elsewhere_are_understood() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'backsolve'"):
+        solve(decay, ONE, [0.0, 1.0], gradient="adjoint")
+    with pytest.raises(UnknownNameError, match="did you mean 'dopri5'"):
+        solve(decay, ONE, [0.0, 1.0], method="RK45")
+
+
+def test_tolerances_in_a_sequence() -> None:
+    """For a tensor state a list broadcasts to it, as a tensor does."""
+    y0 = torch.tensor([1.0, 1.0]).double()
+    expected = solve(decay, y0, [0.0, 1.0], rtol=torch.tensor([1e-3, 1e-6], dtype=torch.float64))
+    assert torch.equal(solve(decay, y0, [0.0, 1.0], rtol=[1e-3, 1e-6]).y, expected.y)
+    single = solve(decay, y0, [0.0, 1.0], rtol=(1e-3,))
+    assert torch.equal(single.y, solve(decay, y0, [0.0, 1.0], rtol=1e-3).y)
+    with pytest.raises(InvalidArgumentError, match=r"rtol must broadcast to the shape of y0, \(2,\)"):
+        solve(decay, y0, [0.0, 1.0], rtol=[1e-3, 1e-3, 1e-3])
+    with pytest.raises(InvalidArgumentError, match=r"rtol must be a number, or a tensor or list of numbers"):
+        solve(decay, y0, [0.0, 1.0], rtol=["1e-3"])
+
+
+def test_implicit_methods_say_which_dtypes_they_solve() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"torch\.float16.*use y0\.float"):
+        solve(decay, torch.ones(2, dtype=torch.float16), [0.0, 1.0], method="kvaerno5", rtol=1e-2, atol=1e-2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from neural_ode.claims import OPERATORS, Claim, Verdict, decide, load_claims, verdict_table
-from neural_ode.errors import InvalidArgumentError, UnknownNameError
+from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError
 
 
 def claim(scale: str = "quick", **holds_if) -> Claim:
@@ -28,6 +28,55 @@ def test_every_claim_can_be_decided(root: Path) -> None:
                 float(bound)
         if one.notebook:
             assert (root / "notebooks" / f"{one.notebook}.ipynb").exists(), one.id
+
+
+GOOD = """
+group:
+  name:
+    sentence: It works.
+    item: Table 1
+    rule: it works
+    holds_if: {estimate: ["> 0", "<= 1.5e-3"]}
+    scale: quick
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("scale: quick", "scale: quik"), r"group\.name: unknown scale 'quik', did you mean 'quick'\?"),
+        (
+            ('"> 0"', '"=> 0"'),
+            r"group\.name: estimate must be an operator \(< <= > >= ==\) and .*got '=> 0'",
+        ),
+        (('"> 0"', '">0"'), r"group\.name: estimate must be an operator.*got '>0'"),
+        (('"> 0"', '"> nought"'), r"group\.name: estimate must be .*got '> nought'"),
+        (('"> 0"', "3"), r"group\.name: estimate must be .*got 3"),
+        (('{estimate: ["> 0", "<= 1.5e-3"]}', "{}"), r"group\.name: holds_if must name fields.*got {}"),
+        (('{estimate: ["> 0", "<= 1.5e-3"]}', '"> 0"'), r"group\.name: holds_if must name fields.*got '> 0'"),
+        (("    item: Table 1\n", ""), r"group\.name: .*missing 1 required positional argument: 'item'"),
+        (("item: Table 1", "itm: Table 1"), r"group\.name: .*unexpected keyword argument 'itm'"),
+        (("  name:\n", "  - name\n  # "), r"claims\.yaml"),
+        (("group:", "group: ["), r"claims\.yaml is not valid YAML"),
+        ((GOOD, "group: 3"), r"group must hold claims by their names, got 3"),
+        ((GOOD, "- group"), r"claims\.yaml must hold names with values, got list"),
+    ],
+)
+def test_a_mistake_in_the_claims_is_refused_when_they_are_loaded(
+    change: tuple[str, str], words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "claims.yaml"
+    file.write_text(GOOD)
+    assert load_claims(file)["group.name"].sentence == "It works."
+    load_claims.cache_clear()
+    file.write_text(GOOD.replace(*change))
+    with pytest.raises(FileError, match=rf"claims\.yaml.*{words}" if not words.startswith("claims") else words):
+        load_claims(file)
+
+
+def test_missing_claims_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"claims\.yaml does not exist"):
+        load_claims(tmp_path / "claims.yaml")
 
 
 def test_every_claim_with_a_notebook_is_measured_by_it(root: Path) -> None:

@@ -20,8 +20,9 @@ from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
 from neural_ode.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
 from neural_ode.models.joint import JointModel
 from neural_ode.training import poisson
+from neural_ode.training.loop import read_history
 from neural_ode.training.mnist import error_rate
-from neural_ode.training.weights import load_classifier, load_weights
+from neural_ode.training.weights import load_classifier, load_weights, run_of
 from neural_ode.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,16 @@ PARAMETERS = yaml.safe_load((ROOT / "params" / "paper.yaml").read_text())
 def metrics(notebook: str) -> dict[str, float]:
     found: dict[str, float] = json.loads((ROOT / "figures" / "paper" / f"{notebook}.json").read_text())
     return found
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RUNS.iterdir()))
+def test_weights_and_histories_are_whole(folder: str) -> None:
+    """Each has its checksum, and the one is not there without the other."""
+    files = sorted((RUNS / folder).rglob("*.safetensors"))
+    assert files
+    for file in files:
+        run_of(file)
+        assert read_history(file.with_suffix(".csv")), file
 
 
 # Table 1 ---------------------------------------------------------------------------------------------------------
@@ -49,6 +60,20 @@ def test_classifiers_make_the_test_error(row: tuple[str, int, float]) -> None:
     how = {"rtol": 1e-3, "atol": 1e-3}  # of params/paper.yaml
     file = RUNS / "04_mnist" / f"{network.replace(' ', '-')}-{seed}.safetensors"
     assert error_rate(load_classifier(network, file, **how), test) == pytest.approx(expected, abs=1.5 * ONE_DIGIT)
+
+
+def last_rows(pattern: str) -> pd.DataFrame:
+    """The ends of trainings, by file."""
+    files = sorted(RUNS.glob(pattern))
+    assert files
+    return pd.DataFrame([read_history(file)[-1] for file in files], index=[file.stem for file in files])
+
+
+def test_every_network_has_learned_and_solved() -> None:
+    assert (ERRORS["test error (%)"] < 5).all()
+    for network in ("RK-Net", "ODE-Net"):
+        # dopri5 takes two evaluations to begin and six for a step
+        assert (last_rows(f"04_mnist/{network}-*.csv")["nfe_forward"] >= 8).all()
 
 
 def test_metrics_are_the_means_over_seeds() -> None:
@@ -86,6 +111,10 @@ def test_flows_have_the_divergence_and_integrate_to_one(kind: str, target: str, 
         found.append(divergence(flow, get_target(target), MATCHING["evaluation"]))
     expected = metrics("06_density_matching")[f"KL {kind} {target} {size}"]
     assert sum(found) / len(found) == pytest.approx(expected, abs=1e-3)
+    z = torch.randn(MATCHING["evaluation"], 2, generator=torch.Generator().manual_seed(0))
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    untouched = float((normal.log_prob(z) - get_target(target).log_prob(z)).mean())
+    assert all(-0.05 < one < untouched for one in found)
     # The last one stands for all. A planar flow towards the data is steep: its density needs many pixels.
     mass = float(density_grid(flow.log_prob, 8, 400).sum()) * (16 / 400) ** 2
     assert mass == pytest.approx(1, abs=0.01)
@@ -104,6 +133,8 @@ def test_flows_have_the_likelihood_and_integrate_to_one(kind: str, name: str) ->
             found.append(float(flow.log_prob(unseen).mean()))
         mass = float(density_grid(flow.log_prob, 8, 200).sum()) * (16 / 200) ** 2
         assert mass == pytest.approx(1, abs=0.01)
+    normal = torch.distributions.MultivariateNormal(unseen.mean(0), unseen.T.cov())
+    assert min(found) > float(normal.log_prob(unseen).mean())
     expected = metrics("07_maximum_likelihood")[f"log p {kind} {name}"]
     assert sum(found) / len(found) == pytest.approx(expected, abs=1e-3)
 
@@ -129,6 +160,12 @@ def test_models_of_spirals_have_the_error(model: str, n: int, tmp_path: Path) ->
     assert sum(found) / len(found) == pytest.approx(metrics("08_spirals")[f"{model}, {n}"], rel=0.02)
 
 
+def test_models_of_spirals_follow_them() -> None:
+    """Points of a spiral have a standard deviation of 3 and more."""
+    assert (last_rows("08_spirals/base-*.csv")["inside"] < 1.5).all()
+    assert (last_rows("08_spirals/RNN*.csv")["one step"] < 1.5).all()
+
+
 POISSON = PARAMETERS["poisson"]
 SOLVER = {"rtol": POISSON["tolerance"], "atol": POISSON["tolerance"]}
 
@@ -140,6 +177,7 @@ def test_rates_have_the_error(rate: str) -> None:
         model = poisson.RateModel(4, poisson.RATES[rate].end, **SOLVER)
         load_weights(model, RUNS / "10_poisson" / f"{rate.replace(' ', '-')}-{seed}.safetensors")
         found.append(poisson.rate_error(model, rate))
+    assert max(found) < 0.25, "a constant at the mean rate is nearly as good"
     assert sum(found) / len(found) == pytest.approx(metrics("10_poisson")[f"error, {rate}"], rel=0.01)
 
 

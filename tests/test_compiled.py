@@ -1,5 +1,7 @@
 """Compiled steps: the numbers of plain ones, nothing compiled twice, plain steps where it cannot be done."""
 
+import functools
+import math
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from neural_ode import (
     solve,
 )
 from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
+from neural_ode.compiled.graphs import Bounded, compiled_so_far
 from neural_ode.integrate import integrate
 from neural_ode.methods import get_method
 from neural_ode.per_sample import per_sample
@@ -424,3 +427,106 @@ def test_dynamics_with_a_gradient_of_their_own() -> None:
         y = solve(f, y0, [0.0, 1.0], compile=compiled).y
         found.append([y[-1], *torch.autograd.grad(y[-1].sum(), list(f.parameters()))])
     torch.testing.assert_close(found[1], found[0])
+
+
+class Scaled(nn.Module):
+    def __init__(self, k: float):
+        super().__init__()
+        self.k = k
+        self.net = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+        nn.init.eye_(self.net.weight)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.k * self.net(y)
+
+
+def of_closure(k: float) -> Any:
+    return lambda t, y: -k * y
+
+
+def of_default(k: float) -> Any:
+    def f(t: Tensor, y: Tensor, k: float = k) -> Tensor:
+        return -k * y
+
+    return f
+
+
+def of_partial(k: float) -> Any:
+    return functools.partial(lambda k, t, y: -k * y, k)
+
+
+def of_method(k: float) -> Any:
+    return Scaled(k).forward
+
+
+@pytest.mark.parametrize("make", [of_closure, of_default, of_partial, of_method, Scaled])
+def test_numbers_are_inputs(make: Any) -> None:
+    """Another number compiles nothing and is not forgotten, neither forwards nor by any gradient."""
+    counts = []
+    for k in (0.5, 0.7, 0.9, 1.3):
+        f = make(k)
+        params = tuple(f.parameters()) if isinstance(f, nn.Module) else ()
+        for gradient in ("direct", "recursive_checkpoint", "backsolve"):
+            y0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+            y = solve(f, y0, [0.0, 1.0], compile=True, gradient=gradient, params=params).y[-1]
+            torch.testing.assert_close(y, y0 * math.exp(-k), rtol=1e-6, atol=1e-6)
+            (slope,) = torch.autograd.grad(y.sum(), y0)
+            torch.testing.assert_close(slope, torch.full_like(y0, math.exp(-k)), rtol=1e-6, atol=1e-6)
+        counts.append(compiled_so_far())
+    assert counts[1:] == counts[:-1]
+
+
+def test_numbers_that_cannot_be_inputs_are_told_of_once() -> None:
+    def make(k: float) -> Any:
+        return lambda t, y: -y * math.exp(k)
+
+    y0 = torch.ones(2, dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NeuralODEWarning)
+        for k in (0.1, 0.2, 0.3, 0.4):
+            y = solve(make(k), y0, [0.0, 1.0], compile=True).y[-1]
+            torch.testing.assert_close(y, y0 * math.exp(-math.exp(k)), rtol=1e-6, atol=1e-6)
+    texts = [str(w.message) for w in caught if w.category is NeuralODEWarning]
+    assert len(texts) == 1
+    assert "compiled for 3 values of the numbers" in texts[0]
+
+
+def test_a_number_where_an_operation_wants_one() -> None:
+    """layer_norm takes no tensor for eps: the graph has it as a constant."""
+    for eps in (1e-5, 1e-1):
+
+        def f(t: Tensor, y: Tensor, eps: float = eps) -> Tensor:
+            return nn.functional.layer_norm(y, (2,), eps=eps)
+
+        y0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+        expected = solve(f, y0, [0.0, 1.0]).y
+        torch.testing.assert_close(solve(f, y0, [0.0, 1.0], compile=True).y, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_compiled_is_forgotten_at_last() -> None:
+    cache: Bounded[int, str] = Bounded(2)
+    cache[1], cache[2] = "one", "two"
+    assert cache[1] == "one"
+    cache[3] = "three"
+    assert sorted(cache) == [1, 3]
+
+
+def test_a_function_that_calls_itself() -> None:
+    def nested(t: Tensor, y: Tensor, depth: int = 3) -> Tensor:
+        return -y if depth == 0 else nested(t, y, depth - 1)
+
+    y0 = torch.ones(2, dtype=torch.float64)
+    for dense in (False, True):
+        solution = solve(nested, y0, [0.0, 1.0], compile=True, dense=dense)
+        torch.testing.assert_close(solution.y[-1], y0 * math.exp(-1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "f", [lambda t, y: -y.float(), lambda t, y: -y[None], lambda t, y: -y[:, None]], ids=["dtype", "row", "column"]
+)
+def test_torchdiffeq_s_derivatives_compiled(f: Any) -> None:
+    """What `odeint` brings to the shape and dtype of the state, it does with compile=True too."""
+    y0 = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    y = odeint(f, y0, times, rtol=1e-6, atol=1e-6, compile=True)
+    torch.testing.assert_close(y[-1], y0 * math.exp(-1), rtol=1e-5, atol=1e-5)

@@ -71,8 +71,8 @@ def training(case, epochs=2, seed=0):
         batch=batch,
         optimizer=optimizer,
         scheduler=LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        steps=2 * epochs,
         epochs=epochs,
-        steps_per_epoch=2,
         evaluate=lambda model: {},
         settings={"case": case},
         code=Path(__file__),
@@ -185,7 +185,7 @@ def test_the_command(tmp_path: Path) -> None:
     alone = train_classifier("MLP", 0, load_splits(tmp_path, how["sizes"]), how["training"], how["solver"])
     found = safetensors.torch.load_file(made / "MLP-0.safetensors")
     assert distance(found, alone.model.state_dict()) < 1e-5
-    rows = read_history((made / "MLP-0.csv").read_text())
+    rows = read_history(made / "MLP-0.csv")
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone.history], rel=1e-5)
 
 

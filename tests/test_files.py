@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,13 +17,13 @@ import torch
 from PIL import Image
 
 from neural_ode.claims import Verdict
-from neural_ode.errors import InvalidArgumentError, NeuralODEError
+from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError
 from neural_ode.experiments.memory import CHOICES
 from neural_ode.experiments.tolerance import SOLVERS
 from neural_ode.figures.animation import save_animation
 from neural_ode.figures.scoreboard import draw_scoreboard
 from neural_ode.figures.theme import COLORS, MARKERS, save_figure, use_theme
-from neural_ode.files import replacing, write_atomically
+from neural_ode.files import read_json, replace_between, replacing, write_atomically
 from neural_ode.models.mnist import MNIST_MODELS
 from neural_ode.workspace import OUTPUT_VARIABLE, MissingResultError, Workspace, choose_device, project_root
 
@@ -44,6 +47,52 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_a_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
+    """Who has the old one open, or is killed, has all of it."""
+    target, another_name = tmp_path / "a.txt", tmp_path / "b.txt"
+    write_atomically(target, "old")
+    another_name.hardlink_to(target)
+    with target.open() as opened:
+        write_atomically(target, b"new and longer")
+        assert opened.read() == another_name.read_text() == "old"
+    assert target.read_text() == "new and longer"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"", "is damaged"),
+        (b"{", "is damaged"),
+        (b"\xff", r"is damaged \(not text in UTF-8 at byte 0\)"),
+        (b"[1]", "must hold names with values, got list"),
+        (b"null", "must hold names with values, got NoneType"),
+        (b"1" * 5000, "is damaged"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_way_out(
+    content: bytes | None, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(FileError, match=rf"a\.json {words}.*: make it again$"):
+        read_json(file, "make it again")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot be read \(Is a directory\): make it again"):
+        read_json(tmp_path, "make it again")
+
+
+def test_a_text_without_the_marks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("begin, and no more")
+    with pytest.raises(FileError, match=r"a\.md has no place for the text: it must have 'begin' and, .* 'end'"):
+        replace_between(tmp_path / "a.md", "begin", "end", "text")
+    with pytest.raises(FileError, match=r"b\.md does not exist"):
+        replace_between(tmp_path / "b.md", "begin", "end", "text")
+
+
 def test_project_root(root: Path, tmp_path: Path) -> None:
     assert project_root(root / "notebooks") == root
     with pytest.raises(NeuralODEError, match="not inside a clone"):
@@ -56,6 +105,40 @@ def test_by_hand_a_notebook_writes_to_scratch(root: Path, monkeypatch: pytest.Mo
     work = Workspace.open("04_mnist", "quick")
     for path in (work.figure("table1"), work.runs, work.checkpoints):
         assert path.is_relative_to(root / "scratch")
+
+
+def test_an_empty_variable_counts_as_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTPUT_VARIABLE, "")
+    monkeypatch.chdir(root / "notebooks")
+    assert Workspace.open("04_mnist", "quick").output == root / "scratch"
+
+
+def test_a_relative_output_does_not_follow_a_change_of_folder(root: Path, tmp_path: Path) -> None:
+    """In a process of its own: what counts is where it began."""
+    script = (
+        "import os; from neural_ode.workspace import Workspace; found = []\n"
+        f"for folder in ({str(root)!r}, {str(root / 'notebooks')!r}):\n"
+        "    os.chdir(folder); found.append(str(Workspace.open('04_mnist', 'quick').output))\n"
+        "print(*found, sep='|')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {OUTPUT_VARIABLE: "out", "PYTHONPATH": str(root / "lib")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {Path(name) for name in shown.stdout.strip().split("|")} == {tmp_path / "out"}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_damaged_claims_of_a_notebook_are_named(content: bytes, tmp_path: Path) -> None:
+    work = Workspace("11_scoreboard", "quick", tmp_path, tmp_path / "out")
+    file = tmp_path / "figures" / "quick" / "04_mnist.claims.json"
+    write_atomically(file, content)
+    with pytest.raises(FileError, match=r"04_mnist\.claims\.json .*: delete it and .*`dvc repro mnist@quick`"):
+        work.read_claims("04_mnist")
 
 
 def test_results_are_found_here_first_and_in_the_project_after(
@@ -123,6 +206,16 @@ def test_scoreboard_shows_every_claim() -> None:
     for sign in "✓✗?·":
         assert texts.count(sign) == 1
     assert any(text.count("\n") >= 1 for text in texts)
+    plt.close(figure)
+
+
+def test_the_legend_of_the_scoreboard_counts_the_verdicts() -> None:
+    verdicts = [verdict for count, verdict in enumerate(Verdict, 1) for _ in range(count)]
+    table = pd.DataFrame({"claim": "It works.", "item": "Table 1", "verdict": list(map(str, verdicts))})
+    figure = draw_scoreboard(table, "Claims")
+    legend = figure.axes[0].texts[-1].get_text()
+    for count, verdict in enumerate(Verdict, 1):
+        assert re.search(rf"\S {verdict}: {count}(\s|$)", legend), legend
     plt.close(figure)
 
 

@@ -1,8 +1,11 @@
 """pyproject.toml, the lock and environment.yml say the same, and the package is what it seems."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from importlib.metadata import requires
 from importlib.resources import files
@@ -76,11 +79,93 @@ def test_importing_the_library_is_light() -> None:
     assert not {"matplotlib", "pandas", "scipy", "seaborn", "torchvision", "yaml", "papermill"} & set(loaded)
 
 
+EXTRAS = {
+    "notebooks": {
+        "claims": ["pandas", "yaml"],
+        "data.mnist": ["torchvision"],
+        "display": ["pandas", "IPython"],
+        "experiments.memory": ["tqdm"],
+        "figures.animation": ["matplotlib", "PIL"],
+        "figures.interactive": ["ipywidgets", "matplotlib"],
+        "figures.scoreboard": ["pandas", "seaborn", "matplotlib"],
+        "figures.spirals": ["seaborn"],
+        "figures.theme": ["seaborn", "matplotlib", "PIL"],
+        "measure.fits": ["scipy"],
+        "pipeline.parameters": ["yaml", "nbformat"],
+        "pipeline.refresh": ["nbformat"],
+        "pipeline.run": ["nbformat", "papermill"],
+        "pipeline.site": ["nbformat"],
+        "sweep": ["tqdm"],
+        "training.flows": ["tqdm"],
+        "training.loop": ["tqdm"],
+        "training.weights": ["safetensors"],
+    },
+    "cluster": {"sweep": ["distributed"]},
+    "site": {"pipeline.site": ["sphinx"]},
+}
+CALLS = {
+    "yaml": "from neural_ode.files import read_yaml; read_yaml(Path('pyproject.toml'), '')",
+    "torchvision": "module.load_mnist('data/mnist')",
+    "papermill": "module._execute(Path('a'), Path('b'), {}, Path('c'))",
+    "distributed": "module._client(1).__enter__()",
+    "sphinx": "module.build(Path.cwd(), Path('nowhere'))",
+}
+"""How to come to an import that waits until it is needed."""
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(extra: str, tmp_path: Path) -> None:
+    """In processes that see everything but the package, all made from one that has loaded PyTorch."""
+    script = f"""
+        import importlib, os, sys
+        from pathlib import Path
+        import torch
+        from neural_ode.errors import MissingPackageError
+
+        for name, packages in {EXTRAS[extra]!r}.items():
+            for package in packages:
+                if child := os.fork():
+                    os.waitpid(child, 0)
+                    continue
+                sys.modules[package] = None
+                try:
+                    module = importlib.import_module(f"neural_ode.{{name}}")
+                    exec({CALLS!r}.get(package, ""))
+                    print(name, package, "is not missed", flush=True)
+                except MissingPackageError as error:
+                    expected = f"the package {{package!r}} is missing: pip install 'neural-ode[{extra}]'"
+                    if str(error) != expected or error.name != package:
+                        print(name, package, error, flush=True)
+                except BaseException as error:
+                    print(name, package, repr(error), flush=True)
+                os._exit(0)
+    """
+    shown = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "lib")},
+        capture_output=True,
+        text=True,
+    )
+    assert (shown.stdout, shown.returncode) == ("", 0), shown.stdout + shown.stderr
+
+
+def test_every_package_of_an_extra_is_imported_within_needs() -> None:
+    """No module imports at its top what PyTorch alone does not bring."""
+    core = {"torch", "numpy", "neural_ode", *sys.stdlib_module_names}
+    for file in (ROOT / "lib").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert {name.split(".")[0] for name in names} <= core, file
+
+
 def test_imports_go_one_way() -> None:
     """No module imports from a layer above its own."""
     layers = [
-        ["errors", "files", "imports", "tableaus", "implicit_tableaus"],
+        ["errors", "files", "imports", "tableaus", "implicit_tableaus", "dependence"],
         ["state"],
+        ["dynamics"],
         ["step_size", "methods", "clock"],
         ["solution", "scheme", "events"],
         ["replay"],

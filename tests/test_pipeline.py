@@ -1,20 +1,34 @@
 """The pipeline: parameters, source-only copies, the runner, and what makes DVC run a stage again."""
 
+import ast
+import errno
+import fcntl
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
+from neural_ode.errors import FileError, InvalidArgumentError
+from neural_ode.files import publish_files
 from neural_ode.imports import imported_modules
+from neural_ode.pipeline import refresh, sources
 from neural_ode.pipeline import run as runner
+from neural_ode.pipeline import sweep as sweeper
+from neural_ode.pipeline.alone import BusyError, locked
 from neural_ode.pipeline.clean import clean
+from neural_ode.pipeline.notebooks import read_notebook
 from neural_ode.pipeline.parameters import (
     Declared,
     ParameterError,
@@ -24,7 +38,7 @@ from neural_ode.pipeline.parameters import (
 )
 from neural_ode.pipeline.refresh import refreshed
 from neural_ode.pipeline.sources import source_only
-from neural_ode.workspace import OUTPUT_VARIABLE
+from neural_ode.workspace import OUTPUT_VARIABLE, Workspace
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -118,6 +132,79 @@ def test_missing_section(tmp_path: Path) -> None:
         read_parameters(tmp_path / "qick.yaml", "memory")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("toy: {value: 1", r"quick\.yaml is not valid YAML \(while parsing .*\): it holds a section"),
+        ("toy:\n\t- 1\n", r"quick\.yaml is not valid YAML"),
+        ("- toy\n- 1\n", r"quick\.yaml must hold names with values, got list: it holds a section"),
+        ("just words\n", r"quick\.yaml must hold names with values, got str"),
+        ("1: {value: 2}\n", r"quick\.yaml: a name must be text, got 1"),
+        ("when: 2026-13-45\n", r"quick\.yaml is not valid YAML"),
+        (b"toy: \xff\xfe", r"quick\.yaml is damaged \(not text in UTF-8 at byte 5\)"),
+        ("toy: [1, 2]\n", r"quick\.yaml: section 'toy' must hold lines `name: value`, got \[1, 2\]"),
+        ("toy: three\n", r"section 'toy' must hold lines `name: value`, got 'three'"),
+        ("toy: 0\n", r"section 'toy' must hold lines `name: value`, got 0"),
+    ],
+)
+def test_a_damaged_file_of_parameters_is_named(text: str | bytes, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "quick.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises((FileError, ParameterError), match=words):
+        read_parameters(file, "toy")
+
+
+def test_an_empty_section_holds_no_parameters(tmp_path: Path) -> None:
+    (tmp_path / "quick.yaml").write_text("toy:\n")
+    assert read_parameters(tmp_path / "quick.yaml", "toy") == {}
+
+
+NO_NOTEBOOKS = [b"", b"plain text", b"[1, 2]", b"{}", b'{"cells": 3, "nbformat": 4}', b"\xff\xfe\x00"]
+
+
+@pytest.mark.parametrize("content", NO_NOTEBOOKS)
+def test_a_damaged_notebook_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "07_toy.ipynb"
+    file.write_bytes(content)
+    for read in (lambda: read_notebook(file, "way out"), lambda: imported_modules(file)):
+        with pytest.raises(FileError, match=r"07_toy\.ipynb (is|must) .*: (way out|restore it)$"):
+            read()
+    with pytest.raises((FileError, ParameterError), match=r"07_toy\.ipynb "):
+        declared_parameters(file)
+    assert sources.main([str(tmp_path / "copies"), str(file)]) == 1
+    assert "07_toy.ipynb is not a notebook" in capsys.readouterr().err
+
+
+def test_a_missing_notebook_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileError, match=r"07_toy\.ipynb does not exist: copies in \.nbsrc are made by `dvc repro"):
+        declared_parameters(tmp_path / "07_toy.ipynb")
+    assert sources.main([str(tmp_path / "copies"), str(tmp_path / "07_toy.ipynb")]) == 1
+    assert "07_toy.ipynb cannot be read" in capsys.readouterr().err
+
+
+PATHS = ["", ".", "..", "../quick", "a/b", "/quick", "a\\b", "-quick"]
+
+
+@pytest.mark.parametrize("profile", PATHS)
+def test_a_profile_is_a_name_and_no_path(
+    profile: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "quick.yaml").write_text("toy: {value: 2}\n")  # what ../quick would find
+    before = sorted(project.rglob("*"))
+    for command in (lambda: runner.main(["07_toy.ipynb", f"--profile={profile}"]), lambda: swept(profile)):
+        assert command() == 1
+        assert f"profile must be a name of letters, digits, '_', '-' and '.', such as 'quick', got {profile!r}" in (
+            capsys.readouterr().err
+        )
+    assert sorted(project.rglob("*")) == before
+    with pytest.raises(InvalidArgumentError, match="profile must be a name"):
+        Workspace.open("07_toy", profile)
+
+
+def swept(profile: str) -> int:
+    return sweeper.main(["mnist", f"--profile={profile}"])
+
+
 # Copies and stored outputs ---------------------------------------------------------------------------------------
 
 
@@ -170,6 +257,16 @@ def test_outputs_are_stored_only_where_the_source_is_the_same() -> None:
         refreshed(source, executed)
 
 
+def test_outputs_that_are_not_there_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "notebooks").mkdir()
+    stored = project / "notebooks" / "07_toy.ipynb"
+    shutil.copy("07_toy.ipynb", stored)
+    before = stored.read_bytes()
+    assert refresh.main() == 1
+    assert "figures/quick/07_toy.ipynb does not exist: make it with `make figures`" in capsys.readouterr().err
+    assert stored.read_bytes() == before
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_notebooks_are_worth_checking(path: Path) -> None:
     """A notebook without outputs passes nbval without being compared with anything."""
@@ -182,6 +279,47 @@ def test_stored_notebooks_are_worth_checking(path: Path) -> None:
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     assert path.stat().st_size < 2**20
     assert max(cell.source.count("\n") + 1 for cell in code) <= 20
+
+
+LEARNED = {
+    "01_depth": [
+        "ResNet fits the staircase to 0.2",
+        "ODE network fits the staircase to 0.2",
+        "distance falls with",
+    ],
+    "04_mnist": ["6 of 6 networks have learned something"],
+    "06_density_matching": ["18 of 18 flows are nearer to their target than the base distribution is"],
+    "07_maximum_likelihood": ["4 of 4 flows have learned something"],
+    "08_spirals": ["9 of 9 models have learned something", "9 of 9 models give finite predictions"],
+    "10_poisson": ["4 of 4 rates are learned better than by a constant"],
+}
+BAD_SIGNS = [
+    "is estimated below zero",
+    "no more evaluations",
+    "hardly tell",
+    "better than the true one",
+    "does not fit",
+]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_quick_profile_learns(path: Path) -> None:
+    """What notebooks say in words, since other parameters may lead elsewhere."""
+    outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    for sentence in LEARNED.get(path.stem, []):
+        assert sentence in said
+    for sentence in BAD_SIGNS:
+        assert sentence not in said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_stops_a_notebook_says_why(path: Path) -> None:
+    """A reader who changes a parameter and hits an assertion learns more than that it failed."""
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            for node in ast.walk(ast.parse(cell.source)):
+                assert not isinstance(node, ast.Assert) or isinstance(node.msg, ast.Constant), cell.source
 
 
 COMMITTED = [
@@ -222,6 +360,22 @@ def test_every_notebook_has_a_stage_and_a_copy() -> None:
     assert set(STAGES) == {"sources", *(section(path) for path in NOTEBOOKS)}
     # The results of a notebook begin with its name: no name may begin with another and an underscore.
     assert not [a.stem for a in NOTEBOOKS for b in NOTEBOOKS if b.stem.startswith(f"{a.stem}_")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_stage_runs_its_notebook_in_its_profile(path: Path) -> None:
+    """Not the quick profile whatever the stage is called, and with the parameters of that profile."""
+    stage = STAGES[section(path)]
+    assert stage["matrix"] == {"profile": "${profiles}"}
+    command = f"python -m neural_ode.pipeline.run .nbsrc/{path.name} --profile ${{item.profile}}"
+    assert stage["cmd"] == command
+    assert {"params/${item.profile}.yaml": [section(path)]} in stage["params"]
+    read = {name for entry in stage["params"] for name in entry}
+    assert read <= {"params/${item.profile}.yaml", "lib/neural_ode/claims.yaml"}
+    made = [name for kind in ("outs", "metrics", "plots") for out in stage.get(kind, []) for name in out]
+    of_others = [dep for dep in stage["deps"] if dep.startswith(("figures/", "runs/"))]
+    for name in made + of_others:
+        assert name.split("/")[:2] in (["figures", "${item.profile}"], ["runs", "${item.profile}"]), name
 
 
 def test_previous_results_survive_a_failed_run() -> None:
@@ -435,3 +589,315 @@ def test_results_that_are_no_longer_made_go_away(project: Path) -> None:
     assert not any(path.exists() for path in stale)
     assert all(path.exists() for path in others)
     assert list((project / ".staging" / "quick").iterdir()) == []
+
+
+# Publishing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(project: Path) -> Path:
+    """The project with results of a first run, weights among them; a second run would change all of them."""
+    made = nbformat.read(project / "07_toy.ipynb", as_version=4)
+    made.cells.append(
+        nbformat.v4.new_code_cell(
+            "from neural_ode.files import write_atomically\n"
+            "for name in ('a', 'b'):\n"
+            "    write_atomically(work.runs / name, f'weights {value}')\n"
+            "write_atomically(work.figure(f'only_{value}').with_suffix('.svg'), '<svg/>')"
+        )
+    )
+    nbformat.write(made, project / "07_toy.ipynb")
+    assert runner.main(["07_toy.ipynb"]) == 0
+    (project / "params" / "quick.yaml").write_text("toy: {value: 3}\n")
+    return project
+
+
+def results(project: Path) -> dict[str, bytes]:
+    """What is published, and what else lies there."""
+    return {
+        str(path.relative_to(project)): path.read_bytes()
+        for folder in ("figures", "runs")
+        for path in sorted((project / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_second_run_replaces_everything(trained: Path) -> None:
+    before = results(trained)
+    assert runner.main(["07_toy.ipynb"]) == 0
+    after = results(trained)
+    assert after["runs/quick/07_toy/a"] == b"weights 3"
+    assert set(before) ^ set(after) == {"figures/quick/07_toy_only_2.svg", "figures/quick/07_toy_only_3.svg"}
+    assert not any(after[name] == before[name] for name in set(before) & set(after))
+
+
+def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    last = trained / "runs" / "quick" / "07_toy" / "b"
+    last.unlink()
+    last.mkdir()
+    before = results(trained)
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert "nothing was published" in capfd.readouterr().err
+    assert results(trained) == before
+    last.rmdir()
+    assert runner.main(["07_toy.ipynb"]) == 0
+    assert last.read_bytes() == b"weights 3"
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, method: str, number: int, code: int) -> Iterator[list[Path]]:
+    """A call of a method of `Path` on a published file fails, as on a full disk; the calls."""
+    real, calls = getattr(Path, method), []
+
+    def counted(self: Path, *arguments: object, **options: object) -> object:
+        if {"figures", "runs"} & {*self.parts} and ".staging" not in self.parts and not options:
+            calls.append(self)
+            if len(calls) == number:
+                raise OSError(code, os.strerror(code), str(self))
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, method, counted)
+        yield calls
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize(("method", "code"), [("replace", errno.EROFS), ("unlink", errno.EACCES)])
+def test_whatever_step_fails_all_is_as_it_was(
+    method: str, code: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, root = tmp_path / ".staging", tmp_path / "root"
+    for folder, text in ((stage, "new"), (root, "old")):
+        for name in ("figures/quick/07_toy.svg", "runs/quick/07_toy/a", "runs/quick/07_toy/b"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    (root / "figures/quick/07_toy_outdated.svg").write_text("old")
+    (stage / "figures/quick/07_toy_added.svg").write_text("new")
+    before = results(root)
+    fails = number <= {"replace": 4, "unlink": 1}[method]
+    expected = pytest.raises(FileError, match=os.strerror(code)) if fails else nullcontext()
+    with failing(monkeypatch, method, number, code), expected:
+        runner.publish(stage, root, "07_toy", "quick")
+    assert results(root) == before if fails else set(results(root).values()) == {b"new"}
+
+
+def test_what_cannot_be_put_back_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("source", "target"):
+        for name in ("a", "b"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_text(folder)
+    targets = {tmp_path / "target" / name: tmp_path / "source" / name for name in ("a", "b")}
+    real, calls = Path.replace, []
+
+    def broken(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) > 1:  # nothing can be renamed any more
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self), None, str(target))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(FileError, match=r"not put back, but still there: .*\.a\.old"):
+        publish_files(targets, [])
+    assert (tmp_path / "target" / ".a.old").read_text() == "target"
+    assert (tmp_path / "target" / "b").read_text() == "target"
+
+
+def test_an_interrupted_publication_is_taken_back(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = results(trained), Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == ".b.new":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.main(["07_toy.ipynb"])
+    assert results(trained) == before
+
+
+def test_results_may_lie_on_another_file_system(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rename = Path.replace
+
+    def between(self: Path, target: Path) -> Path:
+        if (".staging" in self.parts) != (".staging" in Path(target).parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(self), None, str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", between)
+    assert runner.main(["07_toy.ipynb"]) == 0
+    assert results(trained)["runs/quick/07_toy/b"] == b"weights 3"
+
+
+def test_a_failing_cell_is_named_even_if_nothing_can_be_kept(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "params" / "quick.yaml").write_text("toy: {value: 0}\n")
+    (project / "figures" / "quick" / "07_toy.failed.ipynb").mkdir(parents=True)
+    assert runner.main(["07_toy.ipynb"]) == 1
+    printed = capfd.readouterr().err
+    assert "07_toy, cell 5: ZeroDivisionError: division by zero" in printed
+    assert "could not be kept" in printed
+
+
+# One run at a time -----------------------------------------------------------------------------------------------
+
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from neural_ode.pipeline.alone import locked
+
+    with locked(Path(sys.argv[1]), "work"):
+        print("locked", flush=True)
+        time.sleep(120)
+"""
+
+
+@contextmanager
+def another_process(file: Path) -> Iterator[subprocess.Popen]:
+    """That holds a lock."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "locked\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_notebook_runs_once_at_a_time(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    half = project / ".staging" / "quick" / "07_toy" / "figures" / "half"
+    half.parent.mkdir(parents=True)
+    half.write_text("of the other run")
+    with another_process(project / ".staging" / "quick" / "07_toy.lock") as other:
+        assert runner.main(["07_toy.ipynb"]) == 1
+        assert f"07_toy in profile 'quick' is under way already: wait until process {other.pid} ends" in (
+            capfd.readouterr().err
+        )
+        assert half.read_text() == "of the other run"
+        os.kill(other.pid, signal.SIGKILL)
+    assert runner.main(["07_toy.ipynb"]) == 0, "the lock died with its process"
+    assert list((project / ".staging" / "quick").iterdir()) == []
+
+
+def test_a_sweep_and_its_notebook_do_not_run_at_the_same_time(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "params" / "quick.yaml").write_text("mnist: {}\n")
+    (project / "notebooks").symlink_to(ROOT / "notebooks")
+    with locked(project / ".staging" / "quick" / "04_mnist.lock", "the notebook"):
+        assert swept("quick") == 1
+    assert f"04_mnist in profile 'quick' is under way already: wait until process {os.getpid()}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_lock_is_free_when_its_block_ends(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "lock"
+    for _ in range(2):
+        with locked(file, "work"):
+            assert file.read_text() == str(os.getpid())
+            with pytest.raises(
+                BusyError, match=rf"work is under way already: wait until process {os.getpid()} ends"
+            ):
+                locked(file, "work").__enter__()
+        assert not file.exists()
+
+
+def test_a_lock_on_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder removes the file, between the opening of it here and the locking."""
+    file, calls, flock = tmp_path / "lock", [], fcntl.flock
+
+    def late(held: int, how: int) -> None:
+        flock(held, how)
+        calls.append(how)
+        if len(calls) == 1:
+            file.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(file, "work"):
+        assert file.read_text() == str(os.getpid())
+    assert len(calls) == 2
+
+
+def test_where_nothing_can_be_written_the_place_is_named(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / ".staging").write_text("in the way")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert ".staging/quick/07_toy.lock cannot be made" in capfd.readouterr().err
+    (project / ".staging").unlink()
+    (project / ".staging" / "quick" / "07_toy").mkdir(parents=True)
+    (project / ".staging" / "quick" / "07_toy" / "figures").write_text("in the way")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert ".staging/quick/07_toy cannot be emptied" in capfd.readouterr().err
+
+
+def alive(pid: int) -> bool:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path("/proc").exists() else True
+    return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+ELSEWHERE = """
+    from neural_ode.pipeline import alone, run
+
+    run.HEADLESS = run.HEADLESS[:1]
+    alone.stop_with_parent()
+    run.main(["07_toy.ipynb"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", [sys.platform, "elsewhere"])
+def test_a_run_ends_with_the_process_that_started_it(platform: str, project: Path) -> None:
+    """As with `dvc repro`, of which a user kills the one process that he sees."""
+    made = notebook(
+        "import os, time",
+        "open('pids.new', 'w').write(f'{os.getppid()} {os.getpid()}')\nos.replace('pids.new', 'pids')",
+        "time.sleep(300)",
+    )
+    nbformat.write(made, project / "07_toy.ipynb")
+    run = [sys.executable, "-m", "neural_ode.pipeline.run", "07_toy.ipynb"]
+    if platform == "elsewhere":
+        run = [sys.executable, "-c", textwrap.dedent(ELSEWHERE)]
+    starter = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({run!r})"])
+    try:
+        until((project / "pids").exists)
+    finally:
+        starter.kill()
+        starter.wait()
+    run_pid, kernel_pid = map(int, (project / "pids").read_text().split())
+    until(lambda: not alive(run_pid) and not alive(kernel_pid), 20)
+    nbformat.write(notebook("1"), project / "07_toy.ipynb")
+    until(lambda: runner.main(["07_toy.ipynb"]) == 0, 20)  # a process keeps its files until its last thread ends
+
+
+@pytest.mark.parametrize(
+    ("before", "watched"), [("0", True), ("ignore()", False), ("ignore(); os.environ['DVC_STAGE'] = 'toy'", True)]
+)
+def test_nohup_lets_a_run_outlive_the_shell_but_not_dvc(before: str, watched: bool) -> None:
+    script = f"""
+        import os, signal, threading
+        from neural_ode.pipeline.alone import stop_with_parent
+        ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        {before}
+        stop_with_parent()
+        print(threading.active_count())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert int(found.stdout) == 1 + watched

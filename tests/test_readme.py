@@ -11,7 +11,10 @@ import yaml
 
 import neural_ode
 from neural_ode.claims import decide, describe, load_claims
+from neural_ode.errors import FileError
+from neural_ode.pipeline import readme
 from neural_ode.pipeline.readme import gallery, marks, scoreboard
+from neural_ode.pipeline.site import landing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -64,6 +67,44 @@ def test_the_scoreboard_shows_the_committed_results() -> None:
             for id, measurement in json.loads(measured.read_text()).items():
                 assert board[id]["here"] == (describe(load_claims()[id], measurement) or "–")
                 assert board[id]["verdict"] == str(decide(load_claims()[id], measurement, "paper"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        ("", "is damaged"),
+        ("[]", "must hold names with values, got list"),
+        ('{"a.b": 3}', r"is damaged \(a\.b: no claim, item"),
+        ('{"a.b": {"claim": "It works."}}', r"is damaged \(a\.b: no item, paper"),
+        ("verdict", r"is damaged \(fig1\.euler_limit: unknown verdict 'hold'\)"),
+    ],
+)
+def test_a_damaged_scoreboard_is_named(
+    content: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "README.md").write_text(README)
+    file = tmp_path / "figures" / "paper" / "11_scoreboard.claims.json"
+    file.parent.mkdir(parents=True)
+    if content == "verdict":
+        text = (ROOT / file.relative_to(tmp_path)).read_text()
+        file.write_text(text.replace('"verdict": "holds"', '"verdict": "hold"', 1))
+    elif content is not None:
+        file.write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert readme.main() == 1
+    assert re.search(rf"11_scoreboard\.claims\.json {words}.*dvc repro scoreboard@paper", capsys.readouterr().err)
+    assert (tmp_path / "README.md").read_text() == README
+    with pytest.raises(FileError, match=words):
+        landing(tmp_path)
+
+
+def test_a_figure_without_its_notebook_is_named(tmp_path: Path) -> None:
+    (tmp_path / "12_more.failed.ipynb").touch()
+    with pytest.raises(FileError, match=r"12_more_a\.png was made by no notebook beside it"):
+        readme.made_by(tmp_path / "12_more_a.png")
 
 
 def test_the_gallery_shows_every_committed_figure() -> None:

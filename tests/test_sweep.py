@@ -1,6 +1,7 @@
 """Sweeps: the same results wherever they are computed, and none lost, whatever dies."""
 
 import contextlib
+import hashlib
 import importlib
 import os
 import pickle
@@ -67,6 +68,10 @@ def nested(log: Path, folder: Path, *, width: int) -> list[dict[str, object]]:
 @torch.no_grad()
 def decorated(*, seed: int) -> int:
     return seed + 1
+
+
+def an_object(*, seed: int) -> "Task":
+    return Task(seed)
 
 
 class Task:
@@ -182,7 +187,7 @@ def test_serial(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
 
 def test_another_point_or_other_code_is_another_result(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
     sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path)
-    (stored,) = tmp_path.glob("*.pickle")
+    (stored,) = tmp_path.glob("*.pt")
     stored.write_bytes(stored.read_bytes()[:20])
     with pytest.warns(NeuralODEWarning, match="damaged"):
         sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path)
@@ -192,7 +197,47 @@ def test_another_point_or_other_code_is_another_result(tasks: ModuleType, log: P
     other.write_text(source.read_text().replace("1e-4", "1e-5"))
     sweep(partial(importlib.import_module("other_tasks").gradient, log), POINTS[:2], tmp_path)
     assert len(attempts(log)) == 4
-    assert len(list(tmp_path.glob("*.pickle"))) == 3
+    assert len(list(tmp_path.glob("*.pt"))) == 3
+
+
+def test_a_stored_result_runs_no_code(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    """A folder of results may come from anywhere: what a pickle would run is not run."""
+    results = sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path)
+    (stored,) = tmp_path.glob("*.pt")
+    pickled = pickle.dumps(Mark(tmp_path / "ran"), protocol=2)
+    for content in (pickled, pickled + hashlib.sha256(pickled).digest()):
+        stored.write_bytes(content)
+        with pytest.warns(NeuralODEWarning, match=rf"{stored.name} is damaged .*: computed again"):
+            assert identical(sweep(partial(tasks.gradient, log), POINTS[:1], tmp_path), results)
+        assert not (tmp_path / "ran").exists()
+
+
+class Mark:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_a_flipped_bit_in_a_result_is_noticed(tasks: ModuleType, log: Path, tmp_path: Path) -> None:
+    work = partial(tasks.gradient, log)
+    results = sweep(work, POINTS[:1], tmp_path)
+    (stored,) = tmp_path.glob("*.pt")
+    content = bytearray(stored.read_bytes())
+    values = results[0]["gradient"].numpy().tobytes()
+    content[bytes(content).index(values)] ^= 1
+    stored.write_bytes(content)
+    with pytest.warns(NeuralODEWarning, match="damaged"):
+        assert identical(sweep(work, POINTS[:1], tmp_path), results)
+
+
+def test_a_result_that_no_file_can_hold_is_refused(tasks: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"only tensors, numbers, text, bytes.*got Task"):
+        sweep(tasks.an_object, [{"seed": 1}], tmp_path)
+    assert list(tmp_path.glob("*.pt")) == []
 
 
 def test_a_killed_worker_loses_nothing(tasks: ModuleType, log: Path, tmp_path: Path, cluster: None) -> None:
@@ -201,7 +246,7 @@ def test_a_killed_worker_loses_nothing(tasks: ModuleType, log: Path, tmp_path: P
     with ThreadPoolExecutor(1) as pool:
         parallel = pool.submit(sweep, work, POINTS, tmp_path / "parallel")
         # Both workers come to wait in a point with seed 1. One that has finished another point before dies there.
-        until(lambda: len(attempts(log, "1")) == 2 and list((tmp_path / "parallel").glob("*.pickle")))
+        until(lambda: len(attempts(log, "1")) == 2 and list((tmp_path / "parallel").glob("*.pt")))
         finished = {file.read_text() for file in attempts(log, "0") + attempts(log, "2")}
         waiting = {file.read_text() for file in attempts(log, "1")}
         assert len(waiting) == 2
@@ -218,7 +263,7 @@ def test_a_killed_worker_loses_nothing(tasks: ModuleType, log: Path, tmp_path: P
     (log / "fail-2").touch()
     with pytest.raises(SweepError, match=r"2 of 6 points failed, at first width=\d, seed=2: ValueError: seed 2 is"):
         sweep(work, POINTS, tmp_path / "failing")
-    assert len(list((tmp_path / "failing").glob("*.pickle"))) == 4
+    assert len(list((tmp_path / "failing").glob("*.pt"))) == 4
 
 
 def test_a_point_can_be_a_sweep(tasks: ModuleType, log: Path, tmp_path: Path, cluster: None) -> None:

@@ -20,13 +20,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from neural_ode import NeuralODEWarning, NonFiniteError
 from neural_ode.data.mnist import Mnist, Split
-from neural_ode.errors import UnknownNameError
+from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError
 from neural_ode.experiments.classifiers import step_costs
 from neural_ode.models.mnist import mnist_net
+from neural_ode.solution import Statistics
 from neural_ode.training.adam import fit_with_adam
 from neural_ode.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
-from neural_ode.training.loop import Fit, fit, history_csv
+from neural_ode.training.flows import Likelihood, train_continuous
+from neural_ode.training.loop import Fit, fit, history_csv, read_history
 from neural_ode.training.mnist import classifier_task, error_rate, learning_rate, train_classifier
+from neural_ode.training.weights import WeightsError, load_classifier, load_weights, save_run
 
 TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}
 SOLVER = {"rtol": 1e-2, "atol": 1e-2}
@@ -54,8 +57,8 @@ def regression(steps: int = 20, **changes) -> Fit:
         "batch": lambda step: torch.randn(16, 4, generator=torch.Generator().manual_seed(step)),
         "optimizer": optimizer,
         "scheduler": LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        "steps": steps,
         "epochs": steps // 5,
-        "steps_per_epoch": 5,
         "evaluate": lambda model: {"size": sum(p.abs().sum().item() for p in model.parameters())},
         "settings": {"name": "regression"},
         "code": Path(__file__),
@@ -100,8 +103,8 @@ def test_the_loop_is_gradient_descent_written_out() -> None:
         batch=targets.__getitem__,
         optimizer=optimizer,
         scheduler=LambdaLR(optimizer, lambda step: 0.5**step),
+        steps=4,
         epochs=2,
-        steps_per_epoch=2,
         evaluate=lambda model: {"weight": model.weight.item(), "training": float(model.training)},
         settings={},
         code=Path(__file__),
@@ -128,6 +131,92 @@ def test_adam_with_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * k / 40)) for k in range(40)], abs=1e-12)
     assert len(history) == 20
+
+
+def test_the_evaluations_in_the_history_are_those_of_each_way() -> None:
+    task = regression()
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        model.stats = Statistics(nfe=7, backward=Statistics(nfe=11))
+        return model(batch).square().mean()
+
+    rows = fit(regression(loss=loss))
+    assert [(row["nfe_forward"], row["nfe_backward"]) for row in rows] == [(7, 11)] * 4
+    assert {(row["nfe_forward"], row["nfe_backward"]) for row in fit(task)} == {(0, 0)}
+
+
+# How many steps are made -----------------------------------------------------------------------------------------
+
+
+def counted(made: list[int]):
+    """A function of the step that notes it."""
+
+    def batch(step: int) -> Tensor:
+        made.append(step)
+        return torch.full((2, 1), float(step))
+
+    return batch
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 39, 150])
+def test_as_many_steps_are_made_as_were_asked_for(steps: int) -> None:
+    net, made = nn.Linear(1, 1), []
+    training = {"steps": steps, "lr": 0.1}
+    ends = []
+
+    def evaluate(net: nn.Module) -> dict[str, float]:
+        ends.append(len(made))
+        return {}
+
+    def loss(net: nn.Module, x: Tensor) -> Tensor:
+        return net(x).mean() * 0 + x.mean()
+
+    history = fit_with_adam(net, loss, counted(made), evaluate, training, {}, Path(__file__), "net")
+    assert made == list(range(steps))
+    # Rows at even distances, the last one at the end, each with the mean over its own steps.
+    assert len(history) == min(20, steps)
+    assert ends[-1] == steps
+    lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
+    assert max(lengths) - min(lengths) <= 1
+    assert [row["loss"] for row in history] == [
+        pytest.approx(sum(range(b - n, b)) / n) for n, b in zip(lengths, ends, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("iterations", "records"), [(7, 3), (2, 5)])
+def test_flows_make_every_iteration(iterations: int, records: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    drawn = Likelihood.inputs
+    monkeypatch.setattr(Likelihood, "inputs", lambda self, n, seed: (made.append(seed[1]), drawn(self, n, seed))[1])
+    training = {"iterations": iterations, "batch": 4, "rate": 0.01, "hidden": 4, "annealing": 0.0, "span": 1.0}
+    how = {"rtol": 1e-2, "atol": 1e-2}
+    _, history = train_continuous(Likelihood("two moons"), 2, 0, training | {"records": records}, how)
+    assert made == list(range(iterations))
+    assert len(history) == min(records, iterations)
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"epochs": 0}, {"steps": 3, "epochs": 4}])
+def test_a_training_without_a_step_is_refused(changes: dict) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"regression: .* a step for each, got steps=\d+, epochs=\d"):
+        regression(**changes)
+
+
+def test_an_interruption_changes_no_uneven_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neural_ode.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    expected = fit(regression(steps=20, epochs=3))
+    made = regression().batch
+
+    def until(step: int) -> Tensor:
+        if step == 14:
+            raise KeyboardInterrupt
+        return made(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(regression(steps=20, epochs=3, batch=until), tmp_path / "run.pt")
+    assert without_time(fit(regression(steps=20, epochs=3), tmp_path / "run.pt")) == without_time(expected)
+
+
+# Being killed ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 19])
@@ -245,6 +334,123 @@ def test_a_damaged_checkpoint_counts_as_none(damage, tmp_path: Path) -> None:
         path.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
     with pytest.warns(NeuralODEWarning, match=r"run\.pt is damaged .*: training starts anew"):
         assert without_time(fit(regression(), path)) == without_time(expected)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, "run", {"model": {"a": torch.full((8,), 0.375)}})
+    assert load_checkpoint(path, "run") is not None
+    content = bytearray(path.read_bytes())
+    content[bytes(content).index(torch.full((8,), 0.375).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(NeuralODEWarning, match=r"run\.pt is damaged \(its checksum differs\): training starts anew"):
+        assert load_checkpoint(path, "run") is None
+
+
+def test_a_checkpoint_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="only tensors, numbers, text"):
+        save_checkpoint(tmp_path / "run.pt", "run", {"model": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "stairs"])
+def test_every_schedule_can_be_resumed(schedule: str, tmp_path: Path) -> None:
+    how = (synthetic(), TRAINING | {"schedule": schedule}, SOLVER, "cpu", tmp_path / "run.pt")
+    first = train_classifier("MLP", 0, *how)
+    assert train_classifier("MLP", 0, *how).history == first.history  # the seconds too: nothing was trained
+
+
+# Weights and histories -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Weights of a small network, with their history."""
+    torch.manual_seed(0)
+    history = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": math.inf}]
+    save_run(nn.Linear(3, 2), history, tmp_path, "net", {"run": "this one"})
+    return tmp_path / "net.safetensors"
+
+
+def test_no_bit_of_the_weights_can_flip_unnoticed(saved: Path) -> None:
+    """Of the tensors, nor of their names, types and shapes."""
+    content = saved.read_bytes()
+    load_weights(nn.Linear(3, 2), saved)
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert len(content) - header == 4 * (3 * 2 + 2)
+    described = content.index(b'"bias"')
+    assert described < header
+    for place in (*range(8), *range(described, header), *range(header, len(content))):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            if content[place : place + 1].isspace() and damaged[place : place + 1].isspace():
+                continue  # white space behind the header says nothing
+            saved.write_bytes(damaged)
+            with pytest.raises(WeightsError, match=r"net\.safetensors .*(git checkout|train again)"):
+                load_weights(nn.Linear(3, 2), saved)
+
+
+def test_the_history_is_there_before_the_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that say what run they are of are found by that run, which reads the history then."""
+    written = []
+    monkeypatch.setattr("neural_ode.training.weights.write_atomically", lambda file, content: written.append(file))
+    save_run(nn.Linear(1, 1), [], saved.parent, "net")
+    assert [file.suffix for file in written] == [".csv", ".safetensors"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"plain text", b"\x00" * 64, "half", "no checksum"])
+def test_damaged_weights_are_named(damage, saved: Path) -> None:
+    content = saved.read_bytes()
+    if damage == "no checksum":
+        damage = safetensors.torch.save(safetensors.torch.load(content), {"run": "this one"})
+    saved.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
+    with pytest.raises(WeightsError, match=r"net\.safetensors .*git checkout.*train again"):
+        load_weights(nn.Linear(3, 2), saved)
+
+
+def test_a_type_that_would_be_converted_is_noticed(saved: Path) -> None:
+    """The bytes of floats, taken for integers, are numbers too."""
+    saved.write_bytes(saved.read_bytes().replace(b'"F32"', b'"I32"'))
+    with pytest.raises(WeightsError, match="checksum differs"):
+        load_weights(nn.Linear(3, 2), saved)
+
+
+def test_missing_weights_and_those_of_another_network_are_named(saved: Path) -> None:
+    with pytest.raises(WeightsError, match=r"net\.safetensors does not hold the weights of this Sequential"):
+        load_weights(nn.Sequential(nn.Linear(3, 2)), saved)
+    saved.unlink()
+    with pytest.raises(WeightsError, match=r"net\.safetensors does not exist: restore it"):
+        load_classifier("MLP", saved)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", "words", "epoch,loss\n", "epoch,loss\n1\n", "epoch,loss\n1,much\n", b"\xff\xfe"]
+)
+def test_a_damaged_history_is_no_empty_one(text, tmp_path: Path) -> None:
+    file = tmp_path / "net.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(FileError, match=r"net\.csv is damaged .*: restore it, or delete it and the weights"):
+        read_history(file)
+    with pytest.raises(FileError, match="does not exist"):
+        read_history(tmp_path / "another.csv")
+
+
+def test_a_history_is_what_was_written(saved: Path) -> None:
+    assert read_history(saved.with_suffix(".csv")) == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": math.inf}]
+    saved.with_suffix(".csv").write_text(history_csv([]))
+    assert read_history(saved.with_suffix(".csv")) == []
+
+
+@pytest.mark.parametrize(("suffix", "left"), [(".safetensors", 0), (".csv", 0), (".csv", 2)])
+def test_a_finished_run_that_is_damaged_is_named_and_not_trained_over(
+    suffix: str, left: int, tmp_path: Path
+) -> None:
+    train_classifier("MLP", 0, synthetic(), TRAINING, SOLVER).save(tmp_path, "MLP-0")
+    file = tmp_path / f"MLP-0{suffix}"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:left]))
+    with pytest.raises(FileError, match=rf"MLP-0{suffix} is damaged"):
+        train_classifier("MLP", 0, synthetic(), TRAINING, SOLVER, finished=tmp_path / "MLP-0.safetensors")
 
 
 def test_a_diverging_run_says_so() -> None:

@@ -15,6 +15,7 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
     UnknownNameError,
 )
+from neural_ode.events import Event
 from neural_ode.gradients import GRADIENTS, Backsolve, Direct, Interpolating, RecursiveCheckpoint, Reversible
 from neural_ode.methods import METHODS
 from neural_ode.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
@@ -32,6 +33,7 @@ __all__ = [
     "Callbacks",
     "DenseOutput",
     "Direct",
+    "Event",
     "IntegralController",
     "Interpolating",
     "InvalidArgumentError",

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from neural_ode.clock import Clock, Outputs, strictly_inside
+from neural_ode.dynamics import check_slope
 from neural_ode.errors import (
-    InvalidArgumentError,
     MaxStepsError,
     NonFiniteError,
     SolverError,
     StepSizeUnderflowError,
 )
-from neural_ode.events import EventFunction, EventWatch
+from neural_ode.events import Event, EventWatch
 from neural_ode.methods import Method, Step
 from neural_ode.replay import Again, frame_of
 from neural_ode.scheme import Scheme, Trajectory
@@ -34,14 +34,14 @@ def adaptive(
     scheme: Scheme,
     stats: Statistics,
     record: Callable[[Segment], None] | None = None,
-    event: EventFunction | None = None,
+    event: Event | None = None,
 ) -> Trajectory:
     """Solve with steps as long as the tolerance allows; arguments as for `integrate`."""
     solve = Adaptive(f, y, t, scheme, stats)
     try:
         return solve.run(y, record, event)
     except SolverError as error:
-        raise error.at(solve.now, solve.outputs.finish(t.new_tensor(solve.now), solve.y)) from None
+        raise error.at(solve.now, solve.outputs.partial(t.new_tensor(solve.now), solve.y)) from None
 
 
 class Adaptive:
@@ -52,18 +52,19 @@ class Adaptive:
         self.f, self.scheme, self.stats = f, scheme, stats
         self.clock = clock = Clock(t, y)
         self.outputs = Outputs(clock, y)
-        self.method = scheme.method.bind(scheme.tolerance)
+        self.method = scheme.method.bind(scheme.tolerance).controlled(scheme.controller)
         self.now, self.end = clock.times[0], clock.times[-1]
         self.stops = _Stops(scheme, self.now, clock.direction)
         self.jumps = frozenset(scheme.jump_t)
 
     def run(
-        self, y: Tensor, record: Callable[[Segment], None] | None = None, event: EventFunction | None = None
+        self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
         clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
         direction, tolerance, shortest = clock.direction, scheme.tolerance, scheme.min_step
         # A last step that would leave a sliver is stretched over it, unless that made it too long.
         stretch = 1.01 if scheme.max_step == math.inf else 1.0
+        longest = scheme.longest_step(y)
         self.y = y
         slope = self._slope(y)
         check_start(slope, y, self.now)
@@ -85,7 +86,12 @@ class Adaptive:
             if steps == scheme.max_steps:
                 self._too_many_steps(event is not None)
             steps += 1
-            planned = h = direction * min(max(abs(h), shortest), scheme.max_step)
+            planned = h = direction * min(max(abs(h), shortest), longest)
+            if math.isinf(self.end) and abs(h) >= longest < scheme.max_step:
+                raise MaxStepsError(
+                    f"no event until t = {self.now}, where the steps have become too long for {y.dtype}: does the "
+                    "event function change its sign at all? Set a finite end or max_step"
+                )
             # The next time to end a step at; a step that would overshoot it is cut.
             stop = self.stops.after(self.now, self.end)
             reaches_stop = (self.now + stretch * h - stop) * direction >= 0
@@ -99,7 +105,9 @@ class Adaptive:
             step = self._step(y, h, after, carry)
             assert step.error is not None
             err = tolerance.ratio(step.error, y, step.y1)
-            if abs(h) <= shortest and math.isfinite(err):
+            if abs(h) <= shortest:
+                if not math.isfinite(err):
+                    _give_up(self.now, h, err)
                 err = min(err, 1.0)
 
             def ratio(error: Tensor, y0: Tensor = y, y1: Tensor = step.y1) -> float:
@@ -123,8 +131,8 @@ class Adaptive:
             if scheme.callbacks.accept is not None:
                 self._call(scheme.callbacks.accept, y, h)
             crossing = None
-            if watch is not None and watch.crossed(clock.tensor(after), step.y1):
-                crossing = self._locate(watch, y, step, h)
+            if watch is not None:
+                crossing = self._crossing(watch, y, step, h, after)
             if record is not None:
                 afresh = restarted or not method.remembers
                 frame = None if not method.remembers else frame_of(before)
@@ -133,7 +141,7 @@ class Adaptive:
                 record(Segment(made, y, before, step.dense))
             if crossing is not None:
                 time, component = crossing
-                self._collect(y, step, h, time)
+                self._collect(y, step, h, time, crossing=True)
                 at = clock.t.new_tensor([time])
                 return Trajectory(*outputs.finish(at, self._inside(y, step, h, at)), event=component)
             found = outputs.done
@@ -162,7 +170,8 @@ class Adaptive:
         self.stats.accepted += 1
         self.outputs.resume(made.done)
         if collect:
-            self._collect(y, step, made.h, made.end if made.event is None else made.event)
+            crossing = made.event is not None
+            self._collect(y, step, made.h, made.end if made.event is None else made.event, crossing)
             if made.event is not None:
                 at = self.clock.t.new_tensor([made.event])
                 self.outputs.add(self._inside(y, step, made.h, at))
@@ -206,14 +215,14 @@ class Adaptive:
         now, length = torch.tensor([self.now, abs(h)], dtype=torch.float64, device=y.device)
         callback(now, y, length)
 
-    def _collect(self, y: Tensor, step: Step, h: float, after: float) -> None:
-        # Without a gradient in the times, an output at the end of the step is y1 itself.
+    def _collect(self, y: Tensor, step: Step, h: float, after: float, crossing: bool = False) -> None:
+        # Without a gradient in the times, an output at the end of the step is y1 itself; an event ends it earlier.
         self.outputs.collect(
             after,
             self._start(),
             h,
             step.y1,
-            not self.clock.moving,
+            not self.clock.moving and not crossing,
             lambda theta: self.method.interpolate(y, step.dense, h, theta),
         )
 
@@ -226,22 +235,26 @@ class Adaptive:
         """The state at a time inside the step, shape (1,)."""
         return self.method.interpolate(y, step.dense, h, self.clock.fractions(at, self._start(), h))[0]
 
-    def _locate(self, watch: EventWatch, y: Tensor, step: Step, h: float) -> tuple[float, int]:
-        """The time of the event in the step, and which component it is of."""
+    def _crossing(
+        self, watch: EventWatch, y: Tensor, step: Step, h: float, after: float
+    ) -> tuple[float, int] | None:
+        """The time of the event in the step, and which component it is of, if there is one."""
         now, method = self.now, self.method
-        fraction, component = watch.locate(
+        found = watch.crossing(
             lambda theta: method.interpolate(y, step.dense, h, theta),
-            lambda theta: self.clock.tensor(now + theta * h),
-            y.abs(),
+            lambda theta: self.clock.tensor(after if theta == 1.0 else now + theta * h),
+            step.y1,
         )
-        return now + fraction * h, component
+        return None if found is None else (after if found[0] == 1.0 else now + found[0] * h, found[1])
 
     def _too_many_steps(self, waits_for_event: bool) -> None:
         limit, clock = self.scheme.max_steps, self.clock
         if waits_for_event:
             raise MaxStepsError(
                 f"max_num_steps exceeded: no event in {limit} steps from t = {clock.times[0]} to {self.now}: does "
-                "the event function change its sign at all? Allow more with max_steps"
+                "the event function change its sign at all? A solve that goes on from an event does not see that "
+                "one again, and takes the sign at the start from rounding: start behind it, or pass "
+                "Event(function, direction=...) or Event(function, skip_start=True). Allow more with max_steps"
             )
         raise MaxStepsError(
             f"max_num_steps exceeded: {limit} steps were not enough to go on from "
@@ -275,13 +288,7 @@ def check_start(slope: Tensor, y: Tensor, time: float) -> None:
         InvalidArgumentError: `f` returned no tensor, or one of another shape, dtype or device than `y`.
         NonFiniteError: `f` returned NaN or infinity.
     """
-    if not isinstance(slope, Tensor):
-        raise InvalidArgumentError(f"f(t, y) must return a tensor like y, got {type(slope).__name__}")
-    if slope.shape != y.shape or slope.dtype != y.dtype or slope.device != y.device:
-        raise InvalidArgumentError(
-            f"f(t, y) must have the shape, dtype and device of y, which are {tuple(y.shape)}, {y.dtype} and "
-            f"{y.device}; it has {tuple(slope.shape)}, {slope.dtype} and {slope.device}"
-        )
+    check_slope(slope, y)
     if not torch.isfinite(slope.detach()).all():
         raise NonFiniteError(f"f(t, y) is not finite at the start, t = {time}: check y0 and the parameters of f")
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import yaml
+from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError, needs
+from neural_ode.files import read_yaml
 
-from neural_ode.errors import InvalidArgumentError, UnknownNameError
+with needs("notebooks"):
+    import pandas as pd
 
 __all__ = ["Claim", "Measurement", "Verdict", "decide", "load_claims", "verdict_table"]
 
@@ -32,6 +33,9 @@ INTERVAL = {
 }
 """For an estimate both ends of its 95 % interval, for one end the other one."""
 
+SCALES = ("quick", "paper")
+"""What a claim's scale can be."""
+
 FULL_SCALE = ("paper", "gpu")
 """The profiles that decide claims of scale `paper`."""
 
@@ -50,7 +54,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper; `claims.yaml` explains the fields."""
+    """A claim of the paper; `claims.yaml` explains the fields.
+
+    Raises:
+        InvalidArgumentError: the scale is unknown, or a condition is not an operator and a number.
+    """
 
     id: str
     sentence: str
@@ -61,16 +69,39 @@ class Claim:
     paper: str = "–"
     notebook: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise UnknownNameError("scale", self.scale, SCALES)
+        if not isinstance(self.holds_if, Mapping) or not self.holds_if:
+            raise InvalidArgumentError(f"holds_if must name fields with their conditions, got {self.holds_if!r}")
+        for field, conditions in self.holds_if.items():
+            for condition in _listed(conditions):
+                _parsed(condition, field)
+
+
+FILE = Path(__file__).with_name("claims.yaml")
+
 
 @cache
-def load_claims() -> dict[str, Claim]:
-    """All claims by their id, `group.name`, in the order of `claims.yaml`."""
-    text = files("neural_ode").joinpath("claims.yaml").read_text(encoding="utf-8")
-    return {
-        f"{group}.{name}": Claim(id=f"{group}.{name}", **fields)
-        for group, claims in yaml.safe_load(text).items()
-        for name, fields in claims.items()
-    }
+def load_claims(file: Path = FILE) -> dict[str, Claim]:
+    """All claims by their id, `group.name`, in the order of `claims.yaml`.
+
+    Raises:
+        FileError: the file is damaged, or a claim lacks a field, has an unknown one, or has a value that it cannot
+            have.
+    """
+    remedy = "the first lines of claims.yaml explain the fields"
+    found = {}
+    for group, claims in read_yaml(file, remedy).items():
+        if not isinstance(claims, dict):
+            raise FileError(f"{file}: {group} must hold claims by their names, got {claims!r}: {remedy}")
+        for name, fields in claims.items():
+            id = f"{group}.{name}"
+            try:
+                found[id] = Claim(id=id, **fields)
+            except (TypeError, InvalidArgumentError) as error:
+                raise FileError(f"{file}: {id}: {error}: {remedy}") from error
+    return found
 
 
 def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
@@ -94,7 +125,7 @@ def decide(claim: Claim, measurement: Measurement, profile: str) -> Verdict:
                 raise InvalidArgumentError(f"{claim.id}, {way}: the rule asks for {field!r}, got {sorted(fields)}")
             if fields[field] is None:
                 return Verdict.UNTESTED
-            for condition in [conditions] if isinstance(conditions, str) else conditions:
+            for condition in _listed(conditions):
                 verdicts.add(_apply(condition, field, fields))
     return next(v for v in (Verdict.FAILS, Verdict.UNDECIDED, Verdict.HOLDS) if v in verdicts)
 
@@ -107,8 +138,30 @@ def _apply(condition: str, field: str, fields: Mapping[str, Any]) -> Verdict:
 
 
 def _satisfies(value: float, condition: str) -> bool:
-    sign, bound = condition.split()
-    return bool(OPERATORS[sign](value, float(bound)))
+    sign, bound = _parsed(condition, "condition")
+    return bool(OPERATORS[sign](value, bound))
+
+
+def _listed(conditions: Any) -> Any:
+    """One condition, or a list of them, as a list."""
+    return conditions if isinstance(conditions, list) else [conditions]
+
+
+def _parsed(condition: Any, field: str) -> tuple[str, float]:
+    """A condition such as `"<= 0.1"` as operator and bound.
+
+    Raises:
+        InvalidArgumentError: it is something else; names the field.
+    """
+    try:
+        sign, bound = condition.split()
+        if sign in OPERATORS:
+            return sign, float(bound)
+    except (AttributeError, ValueError):
+        pass
+    raise InvalidArgumentError(
+        f"{field} must be an operator ({' '.join(OPERATORS)}) and a number, such as '<= 0.1', got {condition!r}"
+    )
 
 
 def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.DataFrame:

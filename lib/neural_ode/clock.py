@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from neural_ode.state import Dynamics
+from neural_ode.state import Dynamics, real_dtype
 
 __all__ = ["Clock", "Outputs", "strictly_inside"]
 
@@ -26,14 +26,14 @@ class Clock:
         self.times: list[float] = t.tolist()
         self.moving = t.requires_grad and torch.is_grad_enabled()
         self.direction = math.copysign(1.0, self.times[-1] - self.times[0])
-        self.dtype = y.abs().dtype if y.is_complex() else y.dtype
+        self.dtype = real_dtype(y)
         self.device = y.device
 
     def tensor(self, time: float) -> Tensor:
-        """The time as the dynamics get it: shape (), real dtype of the state."""
+        """The time as a tensor: shape (), float64 as times are counted; the dynamics see it in their own dtype."""
         if self.moving:
-            return (self.t[0] + (time - self.times[0])).to(self.dtype).to(self.device)
-        return torch.tensor(time, dtype=self.dtype, device=self.device)
+            return (self.t[0] + (time - self.times[0])).to(self.device)
+        return torch.tensor(time, dtype=torch.float64, device=self.device)
 
     def due(self, first: int, time: float) -> int:
         """Index after the last output time that is not later than `time`, starting from `first`."""
@@ -109,15 +109,21 @@ class Outputs:
         times = torch.cat([self.clock.t[: self.done], time.reshape(1).to(self.clock.t)])
         return times, torch.cat([*self.states, state[None]])
 
+    def partial(self, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What a solve that cannot be finished has found, up to where it is."""
+        return (self.clock.t, self.stacked()) if self.complete else self.finish(time, state)
+
 
 def strictly_inside(f: Dynamics, start: float, end: float) -> Dynamics:
     """`f`, evaluated at the next representable time inside instead of at the ends of a step.
 
-    For dynamics with a jump at one end: the step sees the branch that holds inside.
+    For dynamics with a jump at one end: the step sees the branch that holds inside. Representable in the dtype of
+    the state, in which the dynamics get their time.
     """
     low, high = min(start, end), max(start, end)
 
     def inside(t: Tensor, y: Tensor) -> Tensor:
+        t = t.to(real_dtype(y))
         with torch.no_grad():
             least = torch.nextafter(t.new_tensor(low), t.new_tensor(math.inf))
             most = torch.nextafter(t.new_tensor(high), t.new_tensor(-math.inf))

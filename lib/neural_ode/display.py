@@ -5,8 +5,11 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
-from IPython.display import HTML, Markdown
+from neural_ode.errors import needs
+
+with needs("notebooks"):
+    import pandas as pd
+    from IPython.display import HTML, Markdown
 
 __all__ = ["show_source", "show_table"]
 

@@ -5,12 +5,15 @@ Every message names the argument, the value it had, and a way out.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 __all__ = [
+    "FileError",
     "InvalidArgumentError",
     "MaxStepsError",
+    "MissingPackageError",
     "NeuralODEError",
     "NeuralODEWarning",
     "NewtonError",
@@ -20,7 +23,24 @@ __all__ = [
     "UnknownNameError",
     "finite_number",
     "nearest",
+    "needs",
 ]
+
+
+_ALSO_CALLED = {
+    "adjoint": "backsolve",
+    "backprop": "direct",
+    "checkpoint": "recursive_checkpoint",
+    "dopri45": "dopri5",
+    "rk45": "dopri5",
+    "RK45": "dopri5",
+    "rk23": "bosh3",
+    "RK23": "bosh3",
+    "vode": "scipy_solver",
+    "lsoda": "scipy_solver",
+    "LSODA": "scipy_solver",
+}
+"""Other names of what is known here by one that looks different."""
 
 
 class NeuralODEError(Exception):
@@ -40,11 +60,21 @@ class UnknownNameError(InvalidArgumentError):
     def __init__(self, what: str, name: object, known: Iterable[str]):
         known = sorted(known)
         self._arguments = (what, name, known)
-        super().__init__(f"unknown {what} {name!r}{nearest(str(name), known)}; known: {', '.join(known)}")
+        usual = _ALSO_CALLED.get(str(name))
+        hint = f", did you mean {usual!r}?" if usual in known else nearest(str(name), known)
+        super().__init__(f"unknown {what} {name!r}{hint}; known: {', '.join(known)}")
 
     def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, object, list[str]]]:
         """Exceptions are pickled on their way between processes."""
         return UnknownNameError, self._arguments
+
+
+class FileError(NeuralODEError):
+    """A file is missing, cannot be read, or holds something else than it should; the message names it."""
+
+
+class MissingPackageError(NeuralODEError, ModuleNotFoundError):
+    """A package is missing that an extra of this one installs."""
 
 
 class SolverError(NeuralODEError, RuntimeError):
@@ -85,6 +115,21 @@ class NewtonError(SolverError):
 
 class NeuralODEWarning(UserWarning):
     """Something was asked for that has no effect here."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around the imports of packages that only `pip install 'neural-ode[<extra>]'` installs.
+
+    Raises:
+        MissingPackageError: one of them is not there; names it and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        message = f"the package {package!r} is missing: pip install 'neural-ode[{extra}]'"
+        raise MissingPackageError(message, name=package) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

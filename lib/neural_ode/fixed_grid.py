@@ -1,6 +1,7 @@
 """The loop without error control: one step from each point of a grid to the next."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 from typing import Any
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from neural_ode.adaptive import check_start
 from neural_ode.clock import Clock, Outputs, strictly_inside
-from neural_ode.errors import InvalidArgumentError, MaxStepsError, NonFiniteError, SolverError
-from neural_ode.events import EventFunction, EventWatch
+from neural_ode.errors import InvalidArgumentError, MaxStepsError, NeuralODEWarning, NonFiniteError, SolverError
+from neural_ode.events import Event, EventWatch
 from neural_ode.methods import Method, Step
 from neural_ode.replay import Again, frame_of
-from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.scheme import Scheme, Trajectory, longest_step
 from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.state import Dynamics
 
@@ -28,14 +29,14 @@ def fixed_grid(
     scheme: Scheme,
     stats: Statistics,
     record: Callable[[Segment], None] | None = None,
-    event: EventFunction | None = None,
+    event: Event | None = None,
 ) -> Trajectory:
     """Solve on the grid of the scheme; arguments as for `integrate`."""
     solve = FixedGrid(f, y, t, scheme, stats)
     try:
         return solve.run(y, record, event)
     except SolverError as error:
-        raise error.at(solve.now, solve.outputs.finish(t.new_tensor(solve.now), solve.y)) from None
+        raise error.at(solve.now, solve.outputs.partial(t.new_tensor(solve.now), solve.y)) from None
 
 
 class FixedGrid:
@@ -57,7 +58,7 @@ class FixedGrid:
         self.grid_is_outputs = scheme.step_size is None and scheme.grid is None
 
     def run(
-        self, y: Tensor, record: Callable[[Segment], None] | None = None, event: EventFunction | None = None
+        self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
         clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
         self.y = y
@@ -68,6 +69,8 @@ class FixedGrid:
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
         carry: Any = None
+        longest = longest_step(method, y)
+        unconverged: list[float] = []
         for number, (start, end) in enumerate(self._intervals()):
             if number == scheme.max_steps:
                 raise MaxStepsError(
@@ -76,6 +79,11 @@ class FixedGrid:
                     + f": reached t = {self.now}; allow more with max_steps or take longer steps"
                 )
             now, after = _number(start), _number(end)
+            if abs(after - now) > longest:
+                raise SolverError(
+                    f"the step from t = {now} to {after} is too long for {y.dtype}, whose numbers end at "
+                    f"{torch.finfo(y.dtype).max:.4g}: take shorter steps, or a state of another dtype"
+                )
             h: Tensor | float = end - start if clock.moving else after - now
             if scheme.callbacks.step is not None:
                 times = torch.tensor([now, abs(after - now)], dtype=torch.float64, device=y.device)
@@ -92,10 +100,12 @@ class FixedGrid:
                 )
             stats.accepted += 1
             stats.step_sizes.append(after - now)
+            if not step.converged:
+                unconverged.append(now)
             interpolate = self._interpolation(y, step, h, end)
             crossing = None
-            if watch is not None and watch.crossed(clock.tensor(after), step.y1):
-                crossing = self._locate(watch, interpolate, now, h)
+            if watch is not None:
+                crossing = self._crossing(watch, interpolate, step.y1, now, after)
             if record is not None:
                 restarted = carry is None or not method.remembers
                 frame = None if restarted else frame_of(carry)
@@ -103,6 +113,7 @@ class FixedGrid:
                 made = Made(number, now, after, after - now, outputs.done, restarted, frame, ends_at)
                 record(Segment(made, y, carry, step.dense))
             if crossing is not None:
+                self._warn(unconverged)
                 time, component = crossing
                 outputs.collect(time, start, h, self.y, False, interpolate)
                 at = clock.t.new_tensor([time])
@@ -118,8 +129,10 @@ class FixedGrid:
         if not torch.isfinite(y.detach()).all():
             raise NonFiniteError(
                 f"the state is NaN or infinite at t = {self.now}: take shorter steps, or a method for stiff "
-                "problems, such as kvaerno5"
+                "problems, such as kvaerno5. The attribute partial of this exception has all states, also those "
+                "of rows that are finite"
             )
+        self._warn(unconverged)
         return Trajectory(clock.t, outputs.stacked())
 
     def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
@@ -166,7 +179,7 @@ class FixedGrid:
         """The dynamics between two points of the grid, and the first of them as they get it."""
         clock, now = self.clock, _number(start)
         f = strictly_inside(self.f, now, after) if self.scheme.perturb else self.f
-        return f, start.to(clock.dtype).to(clock.device) if isinstance(start, Tensor) else clock.tensor(now)
+        return f, start.to(clock.device) if isinstance(start, Tensor) else clock.tensor(now)
 
     def _follows(self, after: float) -> bool:
         """Whether the end of a step moves with the output time that it coincides with."""
@@ -190,6 +203,18 @@ class FixedGrid:
         first: Tensor | float = self.clock.t[0] if self.clock.moving else self.clock.times[0]
         return first + number * length, first + (number + 1) * length
 
+    def _warn(self, unconverged: list[float]) -> None:
+        """Warn of steps, given by their starts, whose equations were not solved: once, not in every interval."""
+        told, self.stats.unconverged = self.stats.unconverged > 0, self.stats.unconverged + len(unconverged)
+        if unconverged and not told:
+            warnings.warn(
+                f"the iteration of {self.method.name} did not converge in {len(unconverged)} steps from "
+                f"t = {self.clock.times[0]} on, first at t = {unconverged[0]}: the solution may be wrong. Take "
+                "shorter steps, loosen rtol and atol, or allow more iterations with max_iters",
+                NeuralODEWarning,
+                stacklevel=3,
+            )
+
     def _check(self, step: Step, y: Tensor) -> None:
         slope = step.dense[0] if step.dense else step.y1
         check_start(slope, y, self.now)
@@ -205,7 +230,7 @@ class FixedGrid:
 
         def cubic(theta: Tensor) -> Tensor:
             if self.slope_at_end is None:
-                time = end.to(self.clock.dtype).to(y.device) if isinstance(end, Tensor) else self.clock.tensor(end)
+                time = end.to(y.device) if isinstance(end, Tensor) else self.clock.tensor(end)
                 with torch.set_grad_enabled(self.with_grad):  # an event is looked for without
                     self.slope_at_end = self.f(time, step.y1)
                 self.stats.nfe += 1
@@ -213,15 +238,16 @@ class FixedGrid:
 
         return cubic
 
-    def _locate(
-        self, watch: EventWatch, interpolate: Callable[[Tensor], Tensor], now: float, h: Tensor | float
-    ) -> tuple[float, int]:
-        """The time of the event in the step, and which component it is of."""
-        length = _number(h)
-        fraction, component = watch.locate(
-            interpolate, lambda theta: self.clock.tensor(now + theta * length), self.y.abs()
-        )
-        return now + fraction * length, component
+    def _crossing(
+        self, watch: EventWatch, interpolate: Callable[[Tensor], Tensor], y1: Tensor, now: float, after: float
+    ) -> tuple[float, int] | None:
+        """The time of the event in the step, and which component it is of, if there is one."""
+
+        def time(theta: float) -> float:
+            return after if theta == 1.0 else now + theta * (after - now)
+
+        found = watch.crossing(interpolate, lambda theta: self.clock.tensor(time(theta)), y1)
+        return None if found is None else (time(found[0]), found[1])
 
 
 def _grid(scheme: Scheme, clock: Clock) -> Tensor:

@@ -1,9 +1,11 @@
 """Which modules of the library a notebook or module imports, directly and indirectly."""
 
 import ast
-import json
 from collections.abc import Iterable
 from pathlib import Path
+
+from neural_ode.errors import FileError
+from neural_ode.files import read_json, read_text
 
 __all__ = ["LIBRARY", "imported_modules"]
 
@@ -11,7 +13,11 @@ LIBRARY = Path(__file__).parent
 
 
 def imported_modules(path: Path) -> set[Path]:
-    """Files of the library that running `path` (a notebook or a module) may import."""
+    """Files of the library that running `path` (a notebook or a module) may import.
+
+    Raises:
+        FileError: it is missing, or no notebook or Python.
+    """
     found: set[Path] = set()
     waiting = list(_imports(path))
     while waiting:
@@ -23,12 +29,19 @@ def imported_modules(path: Path) -> set[Path]:
 
 
 def _imports(path: Path) -> Iterable[Path]:
-    if path.suffix == ".ipynb":
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    else:
-        source = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
+    remedy = "restore it"
+    try:
+        if path.suffix == ".ipynb":
+            cells = read_json(path, remedy)["cells"]
+            source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        else:
+            source = read_text(path, remedy)
+        tree = ast.parse(source)
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path} is not a notebook ({error!r}): {remedy}") from error
+    except (SyntaxError, ValueError) as error:
+        raise FileError(f"{path} is not Python ({error}): {remedy}") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

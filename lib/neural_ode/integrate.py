@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neural_ode.adaptive import adaptive
 from neural_ode.errors import SolverError
-from neural_ode.events import EventFunction
+from neural_ode.events import Event
 from neural_ode.fixed_grid import fixed_grid
 from neural_ode.methods import BlackBox
 from neural_ode.scheme import Scheme, Trajectory
@@ -28,7 +28,7 @@ def integrate(
     scheme: Scheme,
     stats: Statistics,
     record: Callable[[Segment], None] | None = None,
-    event: EventFunction | None = None,
+    event: Event | None = None,
 ) -> Trajectory:
     """Solve `dy/dt = f(t, y)`, `y(t[0]) = y0`, at the times `t`, or until an event.
 
@@ -38,7 +38,7 @@ def integrate(
     at fixed time; `follow_event` lets the time move.
 
     Args:
-        f: the dynamics; gets its time in the real dtype of the state.
+        f: the dynamics; gets its time in float64.
         y0: the initial state, any shape.
         t: strictly monotonic times, float64, shape (n,). With an event the last may be infinite.
         scheme: how to solve.
@@ -50,7 +50,7 @@ def integrate(
         SolverError: the solve cannot be finished; `partial` holds the times and states that were found.
     """
     if len(t) == 1:
-        return Trajectory(t, y0[None])
+        return Trajectory(t, y0[None].clone())
     if isinstance(scheme.method, BlackBox):
         given = {n: getattr(scheme, n) for n in _STEPS & scheme.method.options if getattr(scheme, n) != _DEFAULT[n]}
         method = scheme.method.configured(**given) if given else scheme.method

@@ -3,18 +3,20 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
-from neural_ode.events import FixedTimeEvent, follow_event
+from neural_ode.events import Event, follow_event
 from neural_ode.gradients import Backsolve, Gradient
+from neural_ode.gradients.parameters import captured, parameters_of
 from neural_ode.methods import BlackBox, Method, get_method
 from neural_ode.scheme import Callbacks
 from neural_ode.solution import DenseOutput
-from neural_ode.solve import parameters_of, solve
+from neural_ode.solve import solve
 from neural_ode.state import State
 from neural_ode.step_size import IntegralController
 from neural_ode.structure import Structure
@@ -60,7 +62,7 @@ def odeint(
     method: str | None = None,
     options: dict[str, Any] | None = None,
     event_fn: Callable[[Tensor, Any], Tensor] | None = None,
-    gradient: str | Gradient = "direct",
+    gradient: str | Gradient | None = None,
     compile: bool = False,
 ) -> Any:
     """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and differentiate through the steps.
@@ -189,8 +191,7 @@ def odeint_event(
     """
     if not isinstance(t0, Tensor) or t0.numel() != 1:
         raise InvalidArgumentError(f"t0 must be a tensor of one element, got {t0!r}")
-    if not callable(event_fn):
-        raise InvalidArgumentError(f"event_fn must be callable as event_fn(t, y), got {type(event_fn).__name__}")
+    moving = Event.of(event_fn)
     start = t0.reshape(1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
@@ -198,11 +199,9 @@ def odeint_event(
     structure = Structure(y0)
     last: State = tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1]
     state = Structure(last).y0
-    event = structure.event(event_fn)
-    with torch.no_grad():
-        values = event(event_t.to(state.abs().dtype), state).reshape(-1)
-        component = int(values.abs().argmin())
-    event_t, state = follow_event(structure.dynamics(_lenient(func, structure)), event, component, event_t, state)
+    event = structure.event(moving)
+    component = _component(event, t0.reshape(()), structure.y0, event_t, state)
+    event_t, state = follow_event(structure.dynamics(_lenient(func)), event, component, event_t, state)
     end = structure.restore(state)
     if isinstance(solution, tuple):
         return event_t, tuple(
@@ -210,6 +209,17 @@ def odeint_event(
         )
     assert isinstance(end, Tensor)
     return event_t, torch.cat([solution[:-1], end[None]])
+
+
+def _component(event: Event, t0: Tensor, y0: Tensor, t: Tensor, y: Tensor) -> int:
+    """Which number of the event function crossed: of those with another sign than at the start the nearest zero."""
+    with torch.no_grad():
+        before, after = (
+            event(time.detach().double(), state.detach()).reshape(-1).double() for time, state in ((t0, y0), (t, y))
+        )
+        size = after.abs()
+        changed = before.sign() != after.sign()
+        return int(torch.where(changed, size, torch.inf).argmin() if changed.any() else size.argmin())
 
 
 def odeint_dense(
@@ -222,7 +232,7 @@ def odeint_dense(
     atol: Any = 1e-9,
     method: str | None = None,
     options: dict[str, Any] | None = None,
-    gradient: str | Gradient = "direct",
+    gradient: str | Gradient | None = None,
     compile: bool = False,
 ) -> DenseOutput:
     """Solve from `t0` to `t1` and return the solution as a function of time.
@@ -235,9 +245,9 @@ def odeint_dense(
         A function that maps a time, or a tensor of times, to the states there.
     """
     t = torch.stack([torch.as_tensor(time, dtype=torch.float64).reshape(()).cpu() for time in (t0, t1)])
-    structure = Structure(y0)
+    keywords = _keywords(func, Structure(y0), t, method or "dopri5", options)
     dense = solve(
-        _lenient(func, structure),
+        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
         y0,
         t,
         rtol=rtol,
@@ -245,9 +255,9 @@ def odeint_dense(
         gradient=gradient,
         compile=compile,
         dense=True,
-        **_keywords(func, structure, t, method or "dopri5", options),
+        **keywords,
     ).dense
-    assert dense is not None
+    assert isinstance(dense, DenseOutput)
     return dense
 
 
@@ -260,15 +270,15 @@ def _odeint(
     method: str | None,
     options: dict[str, Any] | None,
     event_fn: Callable[[Tensor, Any], Tensor] | None,
-    gradient: str | Gradient,
+    gradient: str | Gradient | None,
     params: Iterable[Tensor] | None,
     compile: bool,
 ) -> Any:
     if not isinstance(t, Tensor):
         raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
     structure = Structure(y0)
-    if params is None:
-        params = parameters_of(func)
+    if params is None and gradient not in (None, "direct") and not isinstance(func, nn.Module):
+        params = tuple(captured(func).values())
     keywords = _keywords(func, structure, t, method or "dopri5", options)
     times = t
     if event_fn is not None:
@@ -280,14 +290,14 @@ def _odeint(
         times = torch.cat([t[:1], t.new_tensor([away])])
         keywords = {"max_steps": _EVENT_STEPS} | keywords
     solution = solve(
-        func if compile else _lenient(func, structure),
+        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
         y0,
         times,
         rtol=rtol,
         atol=atol,
         gradient=gradient,
         params=params,
-        event=None if event_fn is None else FixedTimeEvent(event_fn),
+        event=None if event_fn is None else replace(Event.of(event_fn), moves=False),
         compile=compile,
         **keywords,
     )
@@ -309,8 +319,17 @@ def _adjoint_norm(norm: Any) -> Any:
     return own
 
 
-def _lenient(func: Func, structure: Structure) -> Func:
-    """`func` with the derivative brought to the shape and real dtype of the state where that loses nothing."""
+def _adaptive(method: Method | BlackBox) -> bool:
+    """Whether torchdiffeq's method of this kind controls its error."""
+    return not isinstance(method, Method) or method.adaptive
+
+
+def _lenient(func: Func, broadcasts: bool = True) -> Func:
+    """`func` with the derivative brought to the shape and real dtype of the state where torchdiffeq does so.
+
+    There, dimensions of length 1 may be missing or too many, and on fixed grids a derivative broadcasts. One of
+    shape () does not: it comes from arguments in the wrong order.
+    """
     if not callable(func):
         raise InvalidArgumentError(f"func must be callable as func(t, y), got {type(func).__name__}")
 
@@ -319,12 +338,15 @@ def _lenient(func: Func, structure: Structure) -> Func:
             return slope
         if slope.dtype != y.dtype and (y.is_complex() or not slope.is_complex()):
             slope = slope.to(y.dtype)
-        if slope.shape != y.shape and slope.squeeze().shape == y.squeeze().shape:
+        if slope.shape == y.shape:
+            return slope
+        if slope.squeeze().shape == y.squeeze().shape:
             return slope.reshape(y.shape)
-        try:
-            return slope.expand(y.shape)
-        except RuntimeError:
-            return slope  # which the solver will say does not fit
+        if broadcasts and 0 < slope.dim() <= y.dim():
+            lengths = zip(reversed(slope.shape), reversed(y.shape), strict=False)
+            if all(own in (1, length) for own, length in lengths):
+                return slope.expand(y.shape)
+        return slope  # which the solver will say does not fit
 
     def lenient(t: Tensor, y: Any) -> Any:
         slope = func(t, y)
@@ -336,6 +358,7 @@ def _lenient(func: Func, structure: Structure) -> Func:
                 return tuple(fitted(part, y_part) for part, y_part in zip(parts, y, strict=True))
         return slope
 
+    lenient.__wrapped__ = func  # type: ignore[attr-defined]
     return lenient
 
 

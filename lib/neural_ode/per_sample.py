@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_ode.adaptive import check_start
-from neural_ode.errors import MaxStepsError, SolverError, StepSizeUnderflowError
+from neural_ode.errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.replay import Again
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import SampleStatistics, Statistics
-from neural_ode.state import Dynamics, Norm, rms_norm
+from neural_ode.state import Dynamics, Norm, real_dtype, rms_norm
 from neural_ode.step_size import Tolerance, initial_step
 
 __all__ = ["PerSample", "Record", "Sweep", "by_rows", "per_sample"]
@@ -100,7 +100,7 @@ class PerSample:
         self.times: Array = self.t.detach().numpy()
         self.now = self.times[:, 0].copy()
         self.direction = -1.0 if (np.diff(self.times) < 0).any() else 1.0
-        self.dtype, self.device = y0.abs().dtype, y0.device
+        self.dtype, self.device = real_dtype(y0), y0.device
         self.column = (len(y0), *[1] * (y0.dim() - 1))
         self.shape = y0.shape
         self.found: list[tuple[Tensor, Tensor]] = [(torch.arange(len(y0), device=y0.device), y0)]
@@ -115,6 +115,7 @@ class PerSample:
         direction, controller, tolerance = self.direction, scheme.controller, by_rows(scheme.tolerance)
         end = self.times[:, -1]
         stretch = 1.01 if scheme.max_step == np.inf else 1.0
+        longest = scheme.longest_step(y)
         carry: Tensor | None = self.f(self._time(), y)
         assert carry is not None
         check_start(carry, y, self.now[0])
@@ -133,7 +134,7 @@ class PerSample:
                     "more with max_steps, loosen rtol and atol, or use a method for stiff problems"
                 )
             steps += 1
-            h = direction * np.clip(np.abs(h), scheme.min_step, scheme.max_step)
+            h = direction * np.clip(np.abs(h), scheme.min_step, longest)
             reaches = (self.now + stretch * h - end) * direction >= 0
             h = np.where(reaches, end - self.now, h)  # zero for rows that are done
             after = np.where(reaches, end, self.now + h)
@@ -145,14 +146,19 @@ class PerSample:
             assert step.error is not None
             with torch.no_grad():
                 scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
-                err = tolerance.norm(step.error / scale).cpu().numpy().astype(np.float64)
+                err = tolerance.norm(step.error / scale).double().cpu().numpy()
             if scheme.min_step:
-                err = np.where(np.abs(h) <= scheme.min_step, np.minimum(err, 1.0), err)
+                least = np.abs(h) <= scheme.min_step
+                lost = active & least & ~np.isfinite(err)
+                if lost.any():
+                    self._give_up(lost, h, finite=False)
+                err = np.where(least, np.minimum(err, 1.0), err)
             usual = err < _EXPLODED
             if not usual.all():
                 # What is not selected below gets a gradient of zero, and zero times infinity is NaN: repeat the
                 # step, shorter for the rows that overflow or are about to.
                 counts["rejected"] += active & ~usual
+                stats.rejected += int((active & ~usual).sum())
                 h = np.where(usual, h, h * controller.dfactor)
                 earlier = [np.where(usual, 1.0, np.inf), *earlier][:2]
                 del step
@@ -161,6 +167,8 @@ class PerSample:
             accepted = passed & active
             counts["accepted"] += accepted
             counts["rejected"] += active & ~accepted
+            stats.accepted += int(accepted.sum())
+            stats.rejected += int((active & ~accepted).sum())
             if record is not None and accepted.any():
                 record(Sweep(recorded, self.now, after, h, passed, accepted, self.done.copy()), y, step.dense)
                 recorded += 1
@@ -200,10 +208,10 @@ class PerSample:
         return torch.from_numpy(x).to(self.device, self.dtype)
 
     def _time(self) -> Tensor:
-        """The times as the dynamics get them: shape (batch,), real dtype of the state."""
+        """The times of the rows: shape (batch,), float64."""
         if self.moving:
-            return (self.t[:, 0] + torch.from_numpy(self.now - self.times[:, 0])).to(self.device, self.dtype)
-        return self._tensor(self.now)
+            return (self.t[:, 0] + torch.from_numpy(self.now - self.times[:, 0])).to(self.device)
+        return torch.from_numpy(self.now).to(self.device)
 
     def _count(self, evaluations: int, active: Array) -> None:
         self.stats.nfe += evaluations
@@ -245,8 +253,13 @@ class PerSample:
         empty = states.new_full((n * batch, *self.shape[1:]), missing)
         return empty.index_put((index,), states).reshape(n, *self.shape)
 
-    def _give_up(self, stuck: Array, h: Array) -> None:
+    def _give_up(self, stuck: Array, h: Array, finite: bool = True) -> None:
         row = int(stuck.nonzero()[0][0])
+        if not finite:
+            raise NonFiniteError(
+                f"f(t, y) is NaN or infinite just after t = {self.now[row]} in row {row} of the batch, with the "
+                f"shortest step too, {abs(h[row]):.1e}: does the solution blow up there, or leave the domain of f?"
+            )
         raise StepSizeUnderflowError(
             f"at t = {self.now[row]} the error control asks for a step of {h[row]:.1e} in row {row} of the batch, "
             "too small to change t: is the solution finite there? Loosen rtol and atol, use float64, or a method "

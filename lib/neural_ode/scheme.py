@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.methods import BlackBox, Method
 from neural_ode.step_size import IntegralController, Tolerance
 
-__all__ = ["Callbacks", "Scheme", "Trajectory", "stepping"]
+__all__ = ["Callbacks", "Scheme", "Trajectory", "longest_step", "stepping"]
 
 Callback = Callable[[Tensor, Tensor, Tensor], object]
 
@@ -70,11 +71,21 @@ class Scheme:
     perturb: bool = False
     callbacks: Callbacks = Callbacks()
 
+    def longest_step(self, y: Tensor) -> float:
+        """The longest step that may be made with this state: its length has to be a number of its dtype."""
+        return min(self.max_step, longest_step(self.method, y))
+
     @property
     def controls_error(self) -> bool:
         """Whether the steps are chosen by their error, not by a grid."""
         method = self.method
         return isinstance(method, Method) and method.adaptive and self.step_size is None and self.grid is None
+
+
+def longest_step(method: Method | BlackBox, y: Tensor) -> float:
+    """The longest step whose multiples, which the method computes with, are numbers of the dtype of the state."""
+    weight = method.largest_weight if isinstance(method, Method) else 1.0
+    return torch.finfo(y.dtype).max / (2 * weight)
 
 
 class Trajectory(NamedTuple):

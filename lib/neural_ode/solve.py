@@ -1,5 +1,6 @@
 """`solve`: the entry point of the library."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from neural_ode.compiled import per_sample_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
-from neural_ode.events import FixedTimeEvent, follow_event
+from neural_ode.events import Event, follow_event
 from neural_ode.gradients import (
     Adjoint,
     Backsolve,
@@ -23,16 +24,17 @@ from neural_ode.gradients import (
     get_gradient,
 )
 from neural_ode.gradients.differentiable import explain_transforms
+from neural_ode.gradients.parameters import captured, parameters_of, warn_of_missing
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.per_sample import per_sample
 from neural_ode.scheme import Callbacks, Scheme, Trajectory, stepping
-from neural_ode.solution import DenseOutput, Segment, Solution, Statistics
+from neural_ode.solution import DenseOutput, NoDenseOutput, Segment, Solution, Statistics
 from neural_ode.state import State
 from neural_ode.step_size import IntegralController, Tolerance
 from neural_ode.structure import Structure
 
-__all__ = ["parameters_of", "solve"]
+__all__ = ["solve"]
 
 
 @explain_transforms()
@@ -44,7 +46,7 @@ def solve(
     method: str | Method | BlackBox | Solver = "dopri5",
     rtol: float | Tensor | Iterable[float | Tensor] = 1e-7,
     atol: float | Tensor | Iterable[float | Tensor] = 1e-9,
-    gradient: str | Gradient = "direct",
+    gradient: str | Gradient | None = None,
     params: Iterable[Tensor] | None = None,
     controller: IntegralController | None = None,
     norm: Callable[[Any], Tensor] | None = None,
@@ -79,11 +81,11 @@ def solve(
         rtol, atol: relative and absolute tolerance: the local error of a step may be `atol + rtol · |y|`. A number,
             a tensor that broadcasts to `y0`, or for a tuple one of either for each part. Methods without an error
             estimate do not use them.
-        gradient: how gradients are computed: through the steps, as autograd records them (`"direct"`) or makes
-            them again (`"recursive_checkpoint"`), or as a reversible solver undoes them (`"reversible"`); or by the
-            adjoint equation, with the state solved backwards too (`"backsolve"`, the paper's method) or stored
-            (`"interpolating"`). Also an object such as `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are
-            none.
+        gradient: how gradients are computed: through the steps, as autograd records them (`"direct"`, the default)
+            or makes them again (`"recursive_checkpoint"`), or as a reversible solver undoes them (`"reversible"`);
+            or by the adjoint equation, with the state solved backwards too (`"backsolve"`, the paper's method, and
+            the default of a black box) or stored (`"interpolating"`). Also an object such as
+            `Backsolve(rtol=1e-4)`. Under `torch.no_grad()` there are none.
         params: for all but `direct`, the tensors besides `y0` and `t` that get gradients; the parameters of `f`
             if it is a module.
         controller: chooses the step sizes; `IntegralController()` by default.
@@ -134,7 +136,8 @@ def solve(
     chosen_method = get_method(method)
     if compile:
         _check_compiled(chosen_method)
-    chosen_gradient = get_gradient(gradient)
+    by_default = "backsolve" if isinstance(chosen_method, BlackBox) else "direct"
+    chosen_gradient = get_gradient(by_default if gradient is None else gradient)
     tolerance = Tolerance(
         structure.tolerance("rtol", rtol), structure.tolerance("atol", atol), structure.packed_norm(norm)
     )
@@ -180,13 +183,13 @@ def solve(
         f=structure.dynamics(f),
         y0=structure.y0,
         t=times,
-        params=_params(f, chosen_gradient, params),
+        params=_params(f, chosen_gradient, params, gradient is None),
         restore=structure.restore,
-        event=None if event is None else structure.event(event),
+        event=None if event is None else structure.event(Event.of(event)),
         compile=compile,
     )
     stats = Statistics()
-    output: DenseOutput | None = None
+    output: DenseOutput | NoDenseOutput = NoDenseOutput()
     try:
         if batched:
             trajectory = _solve_batched(problem, scheme, stats, chosen_gradient, dense)
@@ -199,7 +202,7 @@ def solve(
             reached, states = error.partial
             error.partial = Solution(reached, structure.restore(states), stats)
         raise
-    if problem.event is not None and trajectory.event is not None and not isinstance(event, FixedTimeEvent):
+    if problem.event is not None and trajectory.event is not None and problem.event.moves:
         at, state = follow_event(problem.f, problem.event, trajectory.event, trajectory.t[-1], trajectory.y[-1])
         trajectory = trajectory._replace(
             t=torch.cat([trajectory.t[:-1], at[None]]), y=torch.cat([trajectory.y[:-1], state[None]])
@@ -228,9 +231,10 @@ def _solve_dense(
     segments: list[Segment] = []
     if problem.compile:
         scheme = with_compiled_steps(scheme)
-    problem = replace(problem, t=problem.t.detach())
+    # The first step starts from y0, which stays the caller's.
+    problem = replace(problem, t=problem.t.detach(), y0=problem.y0.clone())
     trajectory = integrate(problem.f, problem.y0, problem.t, scheme, stats, segments.append, problem.event)
-    return trajectory, DenseOutput(method, segments, trajectory.t[-1].item(), problem.restore)
+    return trajectory, DenseOutput(method, segments, problem.y0, trajectory.t[-1].item(), problem.restore)
 
 
 def _solve_batched(
@@ -293,34 +297,30 @@ def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) 
     return t.to("cpu", torch.float64)
 
 
-def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None) -> tuple[Tensor, ...]:
+def _params(f: object, gradient: Gradient, params: Iterable[Tensor] | None, by_default: bool) -> tuple[Tensor, ...]:
+    """What gets gradients besides the initial state and the times.
+
+    Args:
+        by_default: whether the gradient was not asked for: then what a function refers to is found.
+    """
+    f = inspect.unwrap(f) if callable(f) else f
     if params is not None:
-        chosen = tuple(params)
+        chosen = tuple({id(p): p for p in params}.values())
         for p in chosen:
             if not isinstance(p, Tensor):
                 raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
-    elif isinstance(gradient, RecursiveCheckpoint | Adjoint | Reversible) and not isinstance(f, nn.Module):
+    elif isinstance(gradient, Direct) or isinstance(f, nn.Module):
+        chosen = parameters_of(f)
+    elif by_default:
+        chosen = tuple({id(p): p for p in captured(f).values()}.values())
+    elif isinstance(gradient, RecursiveCheckpoint | Adjoint | Reversible):
         raise InvalidArgumentError(
             f"{gradient.name} has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
             "params=() if only y0 and t do"
         )
     else:
-        chosen = parameters_of(f)
-    return tuple(p for p in chosen if p.requires_grad)
-
-
-def parameters_of(f: object) -> tuple[Tensor, ...]:
-    """The parameters of a module, none of anything else.
-
-    In a replica made by `nn.DataParallel` they are plain attributes.
-    """
-    if not isinstance(f, nn.Module):
-        return ()
-    if not getattr(f, "_is_replica", False):
-        return tuple(f.parameters())
-    return tuple(
-        value
-        for part in f.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and value.requires_grad
-    )
+        chosen = ()
+    chosen = tuple(p for p in chosen if p.requires_grad)
+    if torch.is_grad_enabled() and not isinstance(gradient, Direct) and (chosen or params is None):
+        warn_of_missing(f, chosen, getattr(gradient, "name", repr(gradient)))
+    return chosen

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Dynamics", "Norm", "State", "TupleState", "max_rms_norm", "rms_norm"]
+__all__ = ["Dynamics", "Norm", "State", "TupleState", "max_rms_norm", "real_dtype", "rms_norm"]
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 """What the user integrates."""
@@ -20,6 +20,14 @@ Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Norm: TypeAlias = Callable[[Tensor], Tensor]
 """Maps a tensor of scaled errors to a tensor of shape ()."""
+
+
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def real_dtype(y: Tensor) -> torch.dtype:
+    """The dtype of times, tolerances and sizes that go with a state."""
+    return _REAL.get(y.dtype, y.dtype)
 
 
 def rms_norm(x: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_ode.dynamics import GuardedDynamics
 from neural_ode.errors import InvalidArgumentError, finite_number
+from neural_ode.events import Event
 from neural_ode.scheme import Callbacks
 from neural_ode.state import Dynamics, Norm, State, TupleState, rms_norm
 
@@ -54,9 +56,10 @@ class Structure:
         return packed if self.parts is None else self.parts.unpack(packed)
 
     def dynamics(self, f: Callable[[Tensor, Any], Any]) -> Dynamics:
+        """`f` on packed states, which neither keeps nor changes what a solver holds."""
         parts = self.parts
         if parts is None:
-            return f
+            return GuardedDynamics(f)
 
         def dynamics(t: Tensor, y: Tensor) -> Tensor:
             slopes = f(t, parts.unpack(y))
@@ -70,10 +73,10 @@ class Structure:
                 )
             return parts.pack(slopes)
 
-        return dynamics
+        return GuardedDynamics(dynamics)
 
-    def event(self, event: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        return event if self.parts is None else lambda t, y: event(t, self.restore(y))
+    def event(self, event: Event) -> Event:
+        return event if self.parts is None else event.on(self.restore)
 
     def packed_norm(self, norm: Callable[[Any], Tensor] | None) -> Norm:
         if norm is not None and not callable(norm):
@@ -107,6 +110,13 @@ class Structure:
                 for entry, shape in zip(values, self.parts.shapes, strict=True)
             ]
             return torch.cat(entries)
+        if self.parts is None and not isinstance(value, Tensor) and is_sequence(value):
+            try:
+                value = torch.tensor([finite_number(name, x) for x in value], dtype=torch.float64)
+            except InvalidArgumentError:
+                raise InvalidArgumentError(
+                    f"{name} must be a number, or a tensor or list of numbers that broadcasts to y0, got {value!r}"
+                ) from None
         return self._checked(name, value)
 
     def _checked(self, name: str, value: Any) -> float | Tensor:

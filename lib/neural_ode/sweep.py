@@ -12,7 +12,6 @@ import inspect
 import itertools
 import json
 import os
-import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
-from tqdm import tqdm
 
-from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
+from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError, NeuralODEWarning, needs
 from neural_ode.files import write_atomically
-from neural_ode.training.checkpoint import fingerprint
+from neural_ode.training.checkpoint import fingerprint, pack, unpack
 
 if TYPE_CHECKING:
     from distributed import Client
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = ["SCHEDULER_VARIABLE", "Point", "SweepError", "grid", "sweep"]
 
@@ -77,10 +78,12 @@ def sweep(
     """Call `function(**point)` for every point, unless its result is stored already.
 
     Args:
-        function: of a module, so that other processes can import it. What `functools.partial` binds beforehand does
+        function: of a module, so that other processes can import it. It returns what a file can hold that runs no
+            code when it is read (see `neural_ode.training.checkpoint.pack`): tensors, numbers, text, bytes, and
+            dicts, lists and tuples of them. What `functools.partial` binds beforehand does
             not identify a result: for folders and the like. It must leave alone what other points may read.
         points: see `grid`.
-        folder: for the results, `<fingerprint>.pickle`; the fingerprint is that of the point, of what `function`
+        folder: for the results, `<fingerprint>.pt`; the fingerprint is that of the point, of what `function`
             and the modules of the library that it imports do, and of the version of PyTorch. Workers on other
             machines store there too if they can; what they cannot is stored when it arrives here.
         workers: processes of a Dask cluster on this machine; 0 for none. By default the scheduler whose address
@@ -95,7 +98,8 @@ def sweep(
     Raises:
         SweepError: some points failed; it names the first and has the results of the others, which are stored.
         InvalidArgumentError: the function or a point cannot be identified.
-        NeuralODEError: no scheduler answers, or Dask is not installed.
+        NeuralODEError: no scheduler answers.
+        MissingPackageError: Dask is not installed.
     """
     folder = folder.resolve()
     keys = [_key(function, point) for point in points]
@@ -233,11 +237,11 @@ def _show(point: Point) -> str:
 
 
 def _file(key: str, folder: Path) -> Path:
-    return folder / f"{key}.pickle"
+    return folder / f"{key}.pt"
 
 
 def _store(outcome: _Outcome[Any], folder: Path) -> None:
-    write_atomically(_file(outcome.key, folder), pickle.dumps(outcome.value))
+    write_atomically(_file(outcome.key, folder), pack(outcome.value))
 
 
 def _stored(key: str, folder: Path) -> _Outcome[Any] | None:
@@ -246,10 +250,9 @@ def _stored(key: str, folder: Path) -> _Outcome[Any] | None:
     if not file.exists():
         return None
     try:
-        return _Outcome(key, pickle.loads(file.read_bytes()))
-    except Exception as error:  # bytes that are no pickle raise anything
-        what = type(error).__name__
-        warnings.warn(f"{file} is damaged ({what}): computed again", NeuralODEWarning, stacklevel=2)
+        return _Outcome(key, unpack(file, "computed again"))
+    except FileError as error:
+        warnings.warn(str(error), NeuralODEWarning, stacklevel=2)
         file.unlink(missing_ok=True)
         return None
 
@@ -261,12 +264,8 @@ def _client(workers: int | None) -> Iterator["Client | None"]:
     if getattr(_INSIDE, "a_point", False) or workers == 0 or (workers is None and not address):
         yield None
         return
-    try:
+    with needs("cluster"):
         from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise NeuralODEError(
-            "a sweep in several processes needs Dask: pip install 'neural-ode[cluster]'"
-        ) from error
     if workers is not None:
         local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None)
         with local, Client(local) as client:

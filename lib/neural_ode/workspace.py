@@ -1,13 +1,15 @@
 """Where a notebook reads and writes.
 
 Results belong to a profile (`quick`, `paper`) and lie under `figures/<profile>/` and `runs/<profile>/` of an
-output root. The pipeline sets the root through the environment variable `NEURAL_ODE_OUTPUT`. Without it the root
-is `scratch/`, so that a notebook run by hand never changes what the pipeline made. What an earlier notebook wrote
-is looked for in the output root first and in the project after that.
+output root. The pipeline sets the root through the environment variable `NEURAL_ODE_OUTPUT`; a relative one starts
+from the folder where the process began. Without it, or if it is empty, the root is `scratch/`, so that a notebook
+run by hand never changes what the pipeline made. What an earlier notebook wrote is looked for in the output root
+first and in the project after that.
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +17,39 @@ from typing import Any
 
 import torch
 
-from neural_ode.errors import InvalidArgumentError, NeuralODEError
-from neural_ode.files import write_atomically
+from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError
+from neural_ode.files import read_json, write_atomically
 
-__all__ = ["OUTPUT_VARIABLE", "MissingResultError", "Workspace", "choose_device", "project_root"]
+__all__ = [
+    "OUTPUT_VARIABLE",
+    "MissingResultError",
+    "Workspace",
+    "checked_profile",
+    "choose_device",
+    "project_root",
+]
 
 OUTPUT_VARIABLE = "NEURAL_ODE_OUTPUT"
 
+_STARTED_IN = Path.cwd()
+"""What a relative `NEURAL_ODE_OUTPUT` starts from: where the process began, not where a later `chdir` led."""
 
-class MissingResultError(NeuralODEError, FileNotFoundError):
+
+class MissingResultError(FileError, FileNotFoundError):
     """A result that an earlier notebook makes is not there yet."""
+
+
+def checked_profile(profile: str) -> str:
+    """The profile, which names a file in `params/` and folders in `figures/` and `runs/`.
+
+    Raises:
+        InvalidArgumentError: it could lead out of them, or is empty.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", profile):
+        raise InvalidArgumentError(
+            f"profile must be a name of letters, digits, '_', '-' and '.', such as 'quick', got {profile!r}"
+        )
+    return profile
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -65,6 +90,9 @@ class Workspace:
         profile: `quick` or `paper`.
         root: the project.
         output: where results are written.
+
+    Raises:
+        InvalidArgumentError: the profile is no name; see `checked_profile`.
     """
 
     notebook: str
@@ -72,11 +100,15 @@ class Workspace:
     root: Path
     output: Path
 
+    def __post_init__(self) -> None:
+        checked_profile(self.profile)
+
     @classmethod
     def open(cls, notebook: str, profile: str) -> "Workspace":
         """The workspace of a notebook that runs anywhere inside the project."""
         root = project_root()
-        return cls(notebook, profile, root, Path(os.environ.get(OUTPUT_VARIABLE, root / "scratch")))
+        chosen = os.environ.get(OUTPUT_VARIABLE)  # an empty one counts as none
+        return cls(notebook, profile, root, _STARTED_IN / chosen if chosen else root / "scratch")
 
     @property
     def checkpoints(self) -> Path:
@@ -106,10 +138,10 @@ class Workspace:
 
         Raises:
             MissingResultError: it has not run yet.
+            FileError: the file is damaged.
         """
         file = self._find(notebook, Path("figures", self.profile, f"{notebook}.claims.json"))
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
+        return read_json(file, f"delete it and {self._way_to(notebook)}")
 
     def trained(self, notebook: str, file: str) -> Path:
         """A file that `notebook` wrote to its `runs` in this profile.
@@ -123,11 +155,14 @@ class Workspace:
         for base in (self.output, self.root):
             if (base / relative).exists():
                 return base / relative
-        stage = notebook.split("_", 1)[-1]
         raise MissingResultError(
-            f"no {relative.name} of {notebook} in profile {self.profile!r}: make it with "
-            f"`dvc repro {stage}@{self.profile}` or run notebooks/{notebook}.ipynb"
+            f"no {relative.name} of {notebook} in profile {self.profile!r}: {self._way_to(notebook)}"
         )
+
+    def _way_to(self, notebook: str) -> str:
+        """How to make the results of a notebook, in words."""
+        stage = notebook.split("_", 1)[-1]
+        return f"make it with `dvc repro {stage}@{self.profile}` or run notebooks/{notebook}.ipynb"
 
 
 def _write_json(target: Path, content: Mapping[str, Any]) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.compiled.dynamics import LiftedDynamics, describe, with_parameters
+from neural_ode.compiled.dynamics import (
+    LiftedDynamics,
+    check_no_hidden_dependence,
+    compiling,
+    describe,
+    with_parameters,
+)
 from neural_ode.compiled.forward import check
 from neural_ode.compiled.graphs import CannotCompile, call
 from neural_ode.compiled.loop import PATIENCE, control_of, march_through, tolerance_of
@@ -52,7 +58,20 @@ def compiled_adjoint(
     check(y[0], t, scheme)
     if any(p.dtype != y.dtype for p in params):
         raise CannotCompile("parameters have another dtype than the state")
-    dynamics = LiftedDynamics(f, params)
+    return compiling(f, y, params, lambda dynamics: _solved(dynamics, params, y, t, grad_y, scheme, norm, stats))
+
+
+def _solved(
+    dynamics: LiftedDynamics,
+    params: tuple[Tensor, ...],
+    y: Tensor,
+    t: Tensor,
+    grad_y: Tensor,
+    scheme: Scheme,
+    norm: Callable[[tuple[Tensor, ...]], Tensor],
+    stats: Statistics,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    check_no_hidden_dependence(dynamics, t[-1].detach().to(y.device), y[-1])
     method = scheme.method
     assert isinstance(method, ExplicitRungeKutta)
 

@@ -3,19 +3,31 @@
 import contextlib
 import functools
 import types
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from neural_ode.adaptive import check_start
-from neural_ode.compiled.graphs import CannotCompile
-from neural_ode.errors import SolverError
+from neural_ode.compiled.graphs import Bounded, CannotCompile, compiled_so_far
+from neural_ode.compiled.numbers import numbers_of, with_numbers
+from neural_ode.dynamics import GuardedDynamics
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError
 from neural_ode.state import Dynamics, TupleState
 
-__all__ = ["LiftedDynamics", "depends_on_parameters", "describe", "with_parameters"]
+__all__ = [
+    "LiftedDynamics",
+    "check_no_hidden_dependence",
+    "compiling",
+    "depends_on_parameters",
+    "describe",
+    "with_parameters",
+]
+
+Found = TypeVar("Found")
 
 
 class LiftedDynamics(nn.Module):
@@ -23,17 +35,35 @@ class LiftedDynamics(nn.Module):
 
     Attributes:
         params: those that get gradients: by default all that require them, of the modules that `f` is or refers to.
+        kind: the code that `f` runs.
         key: what the graph depends on, up to what the guards of `torch.compile` look after.
+        lifts: whether numbers that `f` refers to are inputs.
     """
 
-    def __init__(self, f: Dynamics, params: tuple[Tensor, ...] | None = None):
+    def __init__(self, f: Dynamics, y0: Tensor, params: tuple[Tensor, ...] | None = None):
         """
+        Args:
+            f: the dynamics.
+            y0: a state, in whose dtype and on whose device numbers that `f` refers to become inputs.
+            params: what gets gradients.
+
         Raises:
             CannotCompile: `params` holds tensors that are no parameters of a module.
         """
         super().__init__()
+        if isinstance(f, GuardedDynamics):
+            f = f.f  # a graph keeps apart what it computes
         found: dict[int, nn.Module] = {}
-        self.key = describe(f, found)
+        self.kind = self.key = describe(f, found)
+        if self.kind in _constants:
+            self.key = (*self.kind, numbers_of(f))
+            self.lifts = False
+        else:
+            lifted = with_numbers(f, y0.detach().new_tensor, {})
+            self.lifts = lifted is not f
+            if self.lifts:
+                f, found = lifted, {}
+                describe(f, found)
         self.parts = nn.ModuleList(found.values())
         self.f = None if isinstance(f, nn.Module) else f
         named = {id(p): (name, p) for name, p in self.named_parameters()} if params != () else {}
@@ -46,8 +76,57 @@ class LiftedDynamics(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Shapes as for `f`."""
+        t = t.to(y.dtype)
         slope: Tensor = self.parts[0](t, y) if self.f is None else self.f(t, y)
         return slope
+
+
+_constants: Bounded[tuple[Any, ...], bool] = Bounded(1024)
+"""Kinds of dynamics whose numbers cannot be inputs."""
+
+_compiled_for: Bounded[tuple[Any, ...], set[tuple[float, ...]]] = Bounded(1024)
+"""Kinds of dynamics, with the numbers that they had when something was compiled."""
+
+_MANY = 3
+
+
+def compiling(
+    f: Dynamics, y0: Tensor, params: tuple[Tensor, ...] | None, run: Callable[[LiftedDynamics], Found]
+) -> Found:
+    """`run(dynamics)`, where the graph cannot have the numbers of `f` as inputs again with these as constants.
+
+    Raises:
+        CannotCompile: neither can be done.
+    """
+    before = compiled_so_far()
+    dynamics = LiftedDynamics(f, y0, params)
+    try:
+        try:
+            return run(dynamics)
+        except CannotCompile as error:
+            if error.failed or not dynamics.lifts:
+                raise
+            _constants[dynamics.kind] = True
+        return run(LiftedDynamics(f, y0, params))
+    finally:
+        if compiled_so_far() > before:
+            _warn_of_many(dynamics.kind, f)
+
+
+def _warn_of_many(kind: tuple[Any, ...], f: Any) -> None:
+    """Tell, once, that numbers that `f` refers to are constants of graphs."""
+    f = f.f if isinstance(f, GuardedDynamics) else f
+    numbers = numbers_of(f)
+    seen = _compiled_for.get(kind, set())
+    if not numbers or len(seen) == _MANY:
+        return
+    _compiled_for[kind] = seen | {numbers}
+    if len(_compiled_for[kind]) == _MANY:
+        text = (
+            f"compile=True: {getattr(f, '__name__', type(f).__name__)} has been compiled for {_MANY} values of the "
+            f"numbers that it uses, now {numbers}, which takes long: make them tensors of shape ()"
+        )
+        warnings.warn(text, NeuralODEWarning, stacklevel=7)
 
 
 _structures: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
@@ -60,6 +139,8 @@ def describe(f: Any, modules: dict[int, nn.Module], seen: tuple[int, ...] = ()) 
         if f not in _structures:
             _structures[f] = repr(f)
         return type(f), _structures[f]
+    if isinstance(f, GuardedDynamics):
+        return describe(f.f, modules, seen)
     if isinstance(f, functools.partial):
         return "partial", *(describe(x, modules, seen) for x in (f.func, *f.args, *f.keywords.values()))
     if isinstance(f, types.MethodType):
@@ -67,15 +148,20 @@ def describe(f: Any, modules: dict[int, nn.Module], seen: tuple[int, ...] = ()) 
     if isinstance(f, types.FunctionType):
         if id(f) in seen:  # a function that calls itself
             return (f.__code__,)
+        seen = (*seen, id(f))
         cells = []
         for cell in f.__closure__ or ():
             with contextlib.suppress(ValueError):  # it is still empty
                 cells.append(cell.cell_contents)
         known = f.__globals__
         cells += [known[name] for name in f.__code__.co_names if isinstance(known.get(name), nn.Module)]
-        return f.__code__, *(describe(x, modules, (*seen, id(f))) for x in cells)
+        cells += [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+        return f.__code__, *(describe(x, modules, seen) for x in cells)
     if isinstance(f, TupleState):
         return (f,)
+    if callable(f) and hasattr(f, "__dict__") and not isinstance(f, type) and id(f) not in seen:
+        parts = [x for x in vars(f).values() if callable(x)]
+        return type(f), *(describe(x, modules, (*seen, id(f))) for x in parts)
     return (type(f),)
 
 
@@ -92,20 +178,31 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
 
     Raises:
         CannotCompile: it depends on other tensors that require gradients, which the backward pass would miss, it
-            draws random numbers, it does not fit the state, or it fails.
+            draws random numbers, it writes into its arguments, it does not fit the state, or it fails.
     """
     rng = torch.get_rng_state()
+    state = y0.detach().clone()
+    before = None if state.is_inference() else state._version
     # The graph is looked at and dropped: hooks that measure what is kept for a backward pass are not to see it.
     with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_same, _same):
         fresh = tuple(p.detach().requires_grad_() for p in dynamics.params) if grad else ()
+        # Some operations take numbers where these are tensors now; torch.func.vjp, for one, suffers no such hooks.
         try:
-            slope = with_parameters(dynamics, fresh)(time, y0.detach())
-        except RuntimeError as error:  # torch.func.vjp, for one, suffers no such hooks
+            slope = with_parameters(dynamics, fresh)(time, state)
+        except Exception as error:
+            if not dynamics.lifts and not isinstance(error, RuntimeError):
+                raise
             raise CannotCompile(f"f cannot be looked at: {error}") from error
     if not torch.equal(rng, torch.get_rng_state()):
         raise CannotCompile("f draws random numbers")
+    if before is not None and state._version != before:
+        raise CannotCompile("f writes into its arguments")
     try:
         check_start(slope, y0, float(time.reshape(-1)[0]))
+    except InvalidArgumentError as error:
+        if dynamics.lifts:  # as numbers they may leave the dtype as it is
+            raise CannotCompile(str(error)) from error
+        raise
     except SolverError as error:
         raise CannotCompile(str(error), failed=True) from error
     leaves = {id(leaf) for leaf in _leaves(slope)}
@@ -114,6 +211,25 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
             "f uses tensors that require gradients and are no parameters of a module: make f a torch.nn.Module"
         )
     return bool(leaves)
+
+
+def check_no_hidden_dependence(dynamics: LiftedDynamics, time: Tensor, y: Tensor) -> None:
+    """Evaluate `f` once, and look whether it knows its parameters by other ways than as such.
+
+    Raises:
+        CannotCompile: it uses a tensor that was computed from them before the solve, whose part in their gradient
+            would be missed.
+    """
+    if not dynamics.params:
+        return
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+        fresh = tuple(p.detach().requires_grad_() for p in dynamics.params)
+        try:
+            slope = with_parameters(dynamics, fresh)(time, y.detach().clone())
+        except RuntimeError as error:
+            raise CannotCompile(f"f cannot be looked at: {error}") from error
+    if {id(leaf) for leaf in _leaves(slope)} & {id(p) for p in dynamics.params}:
+        raise CannotCompile("f uses tensors that were computed from its parameters before the solve")
 
 
 def _same(x: Tensor) -> Tensor:

@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from neural_ode.compiled.dynamics import LiftedDynamics, depends_on_parameters, describe, with_parameters
-from neural_ode.compiled.graphs import CannotCompile, call
+from neural_ode.compiled.dynamics import (
+    LiftedDynamics,
+    compiling,
+    depends_on_parameters,
+    describe,
+    with_parameters,
+)
+from neural_ode.compiled.graphs import Bounded, CannotCompile, call
 from neural_ode.compiled.loop import PATIENCE, control_of, march, tolerance_of
 from neural_ode.compiled.pullback import march_back
 from neural_ode.compiled.steps import with_compiled_steps
-from neural_ode.events import EventFunction
+from neural_ode.dependence import gradients, own_parts
+from neural_ode.events import Event
 from neural_ode.integrate import integrate
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.per_sample import by_rows, per_sample
@@ -40,15 +47,15 @@ _LARGE = 2**16
 """Entries of a state, or of outputs, from which arithmetic takes most of the time: to make steps again for the
 gradient, as whole solves do, then costs more than dispatch. Steps compiled one by one make none again."""
 
-_refused: set[Any] = set()
+_refused: Bounded[Any, bool] = Bounded(1024)
 """Kinds of dynamics that have been found not to compile."""
 
-_inspected: set[Any] = set()
+_inspected: Bounded[Any, bool] = Bounded(1024)
 """Kinds of dynamics that have been found to fit their state."""
 
 
 def integrate_compiled(
-    f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics, event: EventFunction | None = None
+    f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics, event: Event | None = None
 ) -> Trajectory:
     """`integrate`, compiled as far as it goes: the whole solve, or else its steps."""
     if event is None:
@@ -86,26 +93,34 @@ def compiled_integrate(
         CannotCompile: use the loops in Python.
     """
     check(y0, t, scheme)
+    reports = params is not None
+    if not torch.is_grad_enabled():
+        params = ()
+    return compiling(f, y0, params, lambda dynamics: _solved(dynamics, y0, t, scheme, stats, reports, batched))
+
+
+def _solved(
+    dynamics: LiftedDynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics, reports: bool, batched: bool
+) -> Trajectory:
     kind: type[_Solve] = _PerSample if batched else _Joint
     grad = torch.is_grad_enabled()
-    dynamics = LiftedDynamics(f, params if grad else ())
-    if (kind, dynamics.key) in _refused:
+    if (kind, dynamics.kind) in _refused:
         raise CannotCompile("it could not be compiled before")
     moving, depends = grad and t.requires_grad, False
     times = kind.own_times(y0, t)
     seen = (kind, dynamics.key, y0.dtype, y0.device, y0.shape[1:])
     if grad or seen not in _inspected:
-        depends = depends_on_parameters(dynamics, times.detach()[..., 0].to(y0), y0, grad)
-        _inspected.add(seen)
+        depends = depends_on_parameters(dynamics, times.detach()[..., 0].to(y0.device), y0, grad)
+        _inspected[seen] = True
     solve = kind(dynamics, scheme, times.detach().numpy(), y0, moving)
     try:
         if grad and (depends or y0.requires_grad or moving):
-            y: Tensor = _Recomputed.apply(solve, stats if params is not None else None, y0, times, *dynamics.params)
+            y: Tensor = _Recomputed.apply(solve, stats if reports else None, y0, times, *dynamics.params)
         else:
             y = solve.run(y0)
     except CannotCompile as error:
-        if not error.failed:
-            _refused.add((kind, dynamics.key))
+        if not error.failed and not dynamics.lifts:
+            _refused[kind, dynamics.kind] = True
         raise
     solve.add_to(stats)
     return Trajectory(t, y, solve.next_step)
@@ -327,7 +342,7 @@ class _Solve(ABC):
         summed = tuple(torch.zeros_like(p) for p in params)
         if self.moving:
             grad_t = torch.zeros(self.times.size, dtype=torch.float64, device=grad.device)
-            summed = (grad.new_zeros(self.end.shape), *summed)
+            summed = (torch.zeros(self.end.shape, dtype=torch.float64, device=grad.device), *summed)
         capacity, method, dynamics = self.capacity, self.method, self.dynamics
         number = method.tableau.stages
         key = (dynamics.key, tuple(dynamics.names), method, self.moving, self.end.ndim)
@@ -473,6 +488,8 @@ class _PerSample(_Solve):
         assert stats.per_sample is not None
         self._add(evaluations, tried)
         stats.nfe += evaluations * tries
+        stats.accepted += int(accepted.sum())
+        stats.rejected += int((tried - accepted).sum())
         stats.per_sample.accepted.add_(torch.from_numpy(accepted).long())
         stats.per_sample.rejected.add_(torch.from_numpy(tried - accepted).long())
 
@@ -520,11 +537,13 @@ def _pull_in_python(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [
-            x if x.requires_grad else x.detach().requires_grad_() for x in (y0, *((t,) * solve.moving), *params)
+            x if x.requires_grad and create_graph else x.detach().requires_grad_()
+            for x in (y0, *((t,) * solve.moving), *params)
         ]
         y0, *rest = inputs
         if solve.moving:
             t = rest.pop(0)
         y = solve.again(with_parameters(solve.dynamics, tuple(rest)), y0, t, solve.scheme)
-        by_y0, *found = torch.autograd.grad(y, inputs, grad, create_graph=create_graph, allow_unused=True)
+        totals = gradients([y], inputs, [grad], create_graph=create_graph)
+        by_y0, *found = own_parts(inputs, totals) if create_graph else totals
     return by_y0, found.pop(0) if solve.moving else None, *found

@@ -4,14 +4,15 @@ import functools
 import itertools
 import math
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["CannotCompile", "call", "expm1", "tanh", "while_loop"]
+__all__ = ["Bounded", "CannotCompile", "call", "compiled_so_far", "expm1", "tanh", "while_loop"]
 
 
 class CannotCompile(Exception):  # noqa: N818 (a way to say "do it yourself", which no user sees)
@@ -35,7 +36,28 @@ def while_loop(*arguments: Any) -> Any:
     return loop(*arguments)
 
 
-_graphs: dict[Any, Callable[..., Any] | str] = {}
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Bounded(OrderedDict[Key, Value]):
+    """A dictionary that forgets what was not used for longest."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def __getitem__(self, key: Key) -> Value:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        super().__setitem__(key, value)
+        if len(self) > self.size:
+            del self[next(iter(self))]
+
+
+_graphs: Bounded[Any, Callable[..., Any] | str] = Bounded(128)
 """What was compiled, or why it could not be."""
 
 _numbers = itertools.count()
@@ -60,12 +82,11 @@ def call(
         CannotCompile: it failed.
     """
     key = (function, key, like.dtype, like.device, like.shape[1:], torch.get_num_threads())
-    graph = _graphs.get(key)
-    if graph is None:
+    if key not in _graphs:
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
         copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
-        graph = torch.compile(copy, fullgraph=True, backend=functools.partial(_inductor, fuse_products))
-        _graphs[key] = graph
+        _graphs[key] = torch.compile(copy, fullgraph=True, backend=functools.partial(_inductor, fuse_products))
+    graph = _graphs[key]
     if isinstance(graph, str):
         raise CannotCompile(graph)
     try:
@@ -78,8 +99,18 @@ def call(
         raise CannotCompile(reason) from error
 
 
+_compiled = 0
+
+
+def compiled_so_far() -> int:
+    """How many graphs have been compiled in this process."""
+    return _compiled
+
+
 def _inductor(fuse_products: bool, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """The default backend of `torch.compile`, set up for graphs of many small operations."""
+    global _compiled
+    _compiled += 1
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 

@@ -4,6 +4,7 @@ These functions are only run by `torch.compile`. They are written once for both 
 whole state, shape (), or with one for each row of a batch, shape (batch,).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,8 @@ def control_of(scheme: Scheme, direction: float, like: Tensor) -> Tensor:
     """What the graphs know of a scheme: direction, safety, ifactor, dfactor, shortest and longest step, stretch of
     the last step, most steps; float64, shape (8,)."""
     control = scheme.controller
-    limits = (scheme.min_step, scheme.max_step, 1.01 if scheme.max_step == float("inf") else 1.0, scheme.max_steps)
+    stretch = 1.01 if scheme.max_step == math.inf else 1.0
+    limits = (scheme.min_step, scheme.longest_step(like), stretch, scheme.max_steps)
     return torch.tensor(
         [direction, control.safety, control.ifactor, control.dfactor, *limits],
         dtype=torch.float64,
@@ -71,7 +73,7 @@ def _attempt(
     planned, reaches, taken, after = _proposed(control, now, h, end)
     direction, safety, ifactor, dfactor, shortest, *_ = control.unbind()
     one = torch.ones_like(now)
-    step = method.step(f, now.to(y.dtype), y, column(taken.to(y.dtype), y), carry)
+    step = method.step(f, now, y, column(taken.to(y.dtype), y), carry)
     assert step.error is not None
     scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
     err = torch.as_tensor(tolerance.norm(step.error / scale)).abs().to(now)
@@ -81,6 +83,8 @@ def _attempt(
     least = torch.where(within, one, dfactor)
     factor = torch.minimum(ifactor, torch.maximum(least, safety * err ** (-1 / method.order)))
     following = taken * torch.where(finite, factor, dfactor)
+    # Without a shorter step to try, the loop is stuck, which a step that is NaN says.
+    following = torch.where((taken.abs() <= shortest) & ~finite & (now != end), math.nan, following)
     # A step cut short says little about the next.
     kept = direction * torch.maximum(following.abs(), planned.abs())
     passed = within & (now != end)
@@ -103,7 +107,7 @@ def _begin(
     now, h, end = now.clone(), h.clone(), end.clone()  # a loop takes no views of one tensor
 
     def evaluate(left: Tensor, step: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slope = f(now.to(y.dtype), y)
+        slope = f(now, y)
         chosen = initial_step(f, now, y, slope, end - now, method.order, tolerance)
         return left - 1, torch.where(h.isnan(), chosen, h), slope
 
@@ -263,7 +267,7 @@ def march_through(
             )
             return then, following, accepted + passed, tries + 1, since + 1, y, *((carried,) * fsal)
 
-        carry = (f(now.to(y.dtype), y),) if fsal else ()
+        carry = (f(now, y),) if fsal else ()
         now, h, accepted, tries, since, y, *_ = while_loop(
             goes_on, attempt, (now.clone(), h, accepted.clone(), tries.clone(), since.clone(), y.clone(), *carry)
         )

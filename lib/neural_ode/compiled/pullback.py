@@ -30,7 +30,7 @@ def _pull_step(
     params: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     """One step backwards: gradients of `y`, of the time if it is `moving`, and of `params`."""
-    now, h = log[0].to(y.dtype), column(log[1].to(y.dtype), y)
+    now, h = log[0], column(log[1].to(y.dtype), y)
 
     def advance(y: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         time, params = (rest[0], rest[1:]) if moving else (now, rest)

@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from neural_ode.compiled.dynamics import describe
+from neural_ode.compiled.graphs import Bounded
+from neural_ode.dynamics import GuardedDynamics
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.methods import ExplicitRungeKutta, Step
 from neural_ode.scheme import Scheme
-from neural_ode.state import Dynamics
+from neural_ode.state import Dynamics, real_dtype
 from neural_ode.tableaus import ButcherTableau
 
-__all__ = ["CompiledRungeKutta", "with_compiled_steps"]
+__all__ = ["CompiledRungeKutta", "with_compiled_steps", "with_plain_steps"]
 
-_graphs: dict[tuple[Any, ...], Callable[..., Step]] = {}
+_graphs: Bounded[tuple[Any, ...], Callable[..., Step]] = Bounded(128)
 """One compiled function for each method and kind of dynamics: PyTorch counts recompilations by code object."""
 
-_given_up: set[tuple[Any, ...]] = set()
+_given_up: Bounded[tuple[Any, ...], bool] = Bounded(1024)
 """Kinds that could not be compiled, and about which the user has been told."""
 
 
@@ -35,6 +38,14 @@ def with_compiled_steps(scheme: Scheme) -> Scheme:
     if not isinstance(scheme.method, ExplicitRungeKutta):
         return scheme
     return replace(scheme, method=CompiledRungeKutta(scheme.method.tableau))
+
+
+def with_plain_steps(scheme: Scheme) -> Scheme:
+    """The scheme without compiled steps, whose derivatives cannot be differentiated again."""
+    method = scheme.method
+    if not isinstance(method, CompiledRungeKutta):
+        return scheme
+    return replace(scheme, method=ExplicitRungeKutta(method.tableau))
 
 
 class CompiledRungeKutta(ExplicitRungeKutta):
@@ -49,20 +60,20 @@ class CompiledRungeKutta(ExplicitRungeKutta):
         self._plain = ExplicitRungeKutta(tableau)
 
     def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
-        key = (self.name, *_kind(f), y.dtype, y.dim(), torch.is_grad_enabled())
+        key = (self.name, describe(f, {}), y.dtype, y.dim(), torch.is_grad_enabled())
         if key in _given_up:
             return self._plain.step(f, t, y, h, carry)
         # Without gradients to record, a GPU replays the step as one CUDA graph.
         replayed = y.device.type == "cuda" and not torch.is_grad_enabled()
         if key not in _graphs:
             _graphs[key] = _fresh(y.device.type, replayed)
-        length = h if isinstance(h, Tensor) else torch.tensor(h, dtype=t.dtype, device=t.device)
+        length = h if isinstance(h, Tensor) else torch.tensor(h, dtype=real_dtype(y), device=y.device)
         try:
             # The adjoint equation has products with Jacobians in its dynamics; modules count their evaluations.
             with torch._dynamo.config.patch(trace_autograd_ops=True, allow_unspec_int_on_nn_module=True):
                 step = _graphs[key](self._plain, f, t, y, length, carry)
         except _compiler_errors() as error:
-            _given_up.add(key)
+            _given_up[key] = True
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
                 f"compile=True: {_name(f)} cannot be compiled and runs as it is ({reason})",
@@ -88,23 +99,13 @@ def _fresh(device: str, replayed: bool) -> Callable[..., Step]:
     return compiled
 
 
-def _kind(f: Any) -> tuple[Any, ...]:
-    """What dynamics have in common that share compiled code; tensors and numbers in them are looked after there."""
-    if isinstance(f, types.FunctionType):
-        cells = [cell.cell_contents for cell in f.__closure__ or ()]
-        return f.__code__, *(part for x in cells if callable(x) for part in _kind(x))
-    if isinstance(f, torch.nn.Module):
-        return type(f), repr(f)
-    own = [x for x in vars(f).values() if callable(x)] if hasattr(f, "__dict__") else []
-    return type(f), *(part for x in own for part in _kind(x))
-
-
 def _name(f: Any) -> str:
+    f = f.f if isinstance(f, GuardedDynamics) else f
     return getattr(f, "__name__", None) or type(f).__name__
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
-    return TorchDynamoException, CppCompileError, InvalidCxxCompiler
+    return TorchDynamoException, FailOnRecompileLimitHit, CppCompileError, InvalidCxxCompiler

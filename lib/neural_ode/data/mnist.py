@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from neural_ode.errors import InvalidArgumentError, NeuralODEError
+from neural_ode.errors import FileError, InvalidArgumentError, needs
 from neural_ode.files import write_atomically
 
 __all__ = ["DataError", "Mnist", "ShuffledBatches", "Split", "load_mnist"]
@@ -30,7 +30,7 @@ SHA256 = {
 VALIDATION = 5000
 
 
-class DataError(NeuralODEError):
+class DataError(FileError):
     """A data file is damaged or cannot be had."""
 
 
@@ -75,7 +75,8 @@ def load_mnist(folder: str | Path) -> Mnist:
     Raises:
         DataError: a file is damaged, or missing and not to be downloaded; the message names it and the remedy.
     """
-    from torchvision.datasets import MNIST
+    with needs("notebooks"):
+        from torchvision.datasets import MNIST
 
     folder = Path(folder)
     raw = folder / "MNIST" / "raw"

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from neural_ode.errors import NeuralODEWarning, SolverError
+from neural_ode.errors import NeuralODEWarning, SolverError, needs
 from neural_ode.gradients import (
     Backsolve,
     Direct,
@@ -28,6 +27,9 @@ from neural_ode.models.mnist import ConvDynamics
 from neural_ode.solution import Statistics
 from neural_ode.solve import solve
 from neural_ode.state import State
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = [
     "CHOICES",

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from neural_ode.errors import needs
 from neural_ode.measure.memory import bytes_kept
 from neural_ode.measure.timing import seconds_of
 from neural_ode.training.mnist import classification_loss
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = ["StepCost", "step_costs"]
 

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from neural_ode.errors import needs
 from neural_ode.solve import solve
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = [
     "DEPTH",

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from neural_ode.errors import UnknownNameError
+from neural_ode.errors import UnknownNameError, needs
 from neural_ode.gradients import (
     Backsolve,
     Direct,
@@ -25,6 +24,9 @@ from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
 from neural_ode.measure.timing import seconds_of
 from neural_ode.models.mnist import CHANNELS, ConvDynamics, Residual
 from neural_ode.models.ode_block import OdeBlock
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = [
     "CHOICES",

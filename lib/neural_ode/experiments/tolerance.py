@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from neural_ode.data.mnist import Split
-from neural_ode.errors import InvalidArgumentError, MaxStepsError
+from neural_ode.errors import InvalidArgumentError, MaxStepsError, needs
 from neural_ode.gradients import Backsolve
 from neural_ode.measure.timing import seconds_of
 from neural_ode.methods import BlackBox, ScipySolver
@@ -25,6 +24,9 @@ from neural_ode.solution import Statistics
 from neural_ode.solve import solve
 from neural_ode.state import rms_norm
 from neural_ode.training.mnist import error_rate
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = [
     "SOLVERS",
@@ -312,7 +314,6 @@ def path_of(model: MnistNet, image: Tensor, method: str, tolerance: float, point
     solution = solve(f, state, SPAN, method=method, rtol=tolerance, atol=tolerance, dense=True)
     nodes = torch.tensor([0.0, *solution.stats.step_sizes], dtype=torch.float64).cumsum(0).clamp(max=SPAN[1])
     assert isinstance(exact, Tensor)
-    assert solution.dense is not None
     at_nodes = solution.dense(nodes)
     assert isinstance(at_nodes, Tensor)
     error = rms_norm(_end(solution.y) - exact[-1]) / rms_norm(exact[-1])

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-from PIL import Image
 from torch import Tensor
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, needs
 from neural_ode.files import replacing
+
+with needs("notebooks"):
+    import matplotlib as mpl
+    from PIL import Image
 
 __all__ = ["save_animation"]
 

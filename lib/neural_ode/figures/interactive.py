@@ -11,12 +11,14 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ipywidgets
-from IPython.display import DisplayHandle
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, needs
+
+with needs("notebooks"):
+    import ipywidgets
+    from IPython.display import DisplayHandle
+    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
 __all__ = ["control", "interactive_figure"]
 

@@ -2,12 +2,16 @@
 
 import textwrap
 
-import matplotlib.pyplot as plt
-import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
 from neural_ode.claims import Verdict
+
+from neural_ode.errors import needs
+
+with needs("notebooks"):
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    import seaborn as sns
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_scoreboard"]
 

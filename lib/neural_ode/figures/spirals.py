@@ -1,13 +1,17 @@
 """How the spirals of notebooks 08 and 09 are drawn, and the graph of the model (Figure 6)."""
 
-import matplotlib.pyplot as plt
-import seaborn as sns
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from neural_ode.data.spirals import Spirals
+
+from neural_ode.errors import needs
+
+with needs("notebooks"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["DIRECTIONS", "LOOKS", "PARTS", "draw_latent_ode", "draw_prediction"]
 

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-import matplotlib as mpl
-import seaborn as sns
-from matplotlib.figure import Figure
-from PIL import Image
 
 from neural_ode.files import replacing
+
+from neural_ode.errors import needs
+
+with needs("notebooks"):
+    import matplotlib as mpl
+    import seaborn as sns
+    from matplotlib.figure import Figure
+    from PIL import Image
 
 __all__ = ["COLORS", "MARKERS", "save_figure", "use_theme"]
 

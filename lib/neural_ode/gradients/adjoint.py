@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.compiled import integrate_compiled, per_sample_compiled, with_compiled_steps
+from neural_ode.dependence import own_parts
 from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.gradients.differentiable import Autocast, ReverseMode, refuse_transforms
@@ -247,7 +248,7 @@ class BackwardSolve:
         def record(sweep: Sweep, start: Tensor, dense: tuple[Tensor, ...]) -> None:
             first, *others = dense
             if not quadrature.knows(first):  # put together from the steps of several attempts
-                first = system(torch.from_numpy(sweep.now).to(start.device, start.abs().dtype), start)
+                first = system(torch.from_numpy(sweep.now).to(start.device), start)
                 self.stats.nfe += 1
             h = torch.from_numpy(sweep.h * sweep.accepted).to(start.device, start.abs().dtype)
             quadrature.add(h.reshape(-1, *[1] * (self.y.dim() - 2)), (first, *others))
@@ -259,7 +260,7 @@ class BackwardSolve:
         z, t = self.y[row], self.t[..., row]
         f: Dynamics = self.problem.f
         now = t.expand(z.shape[0]) if self.problem.batched else t
-        slope = f(now.to(z.device, z.abs().dtype), z)
+        slope = f(now.to(z.device), z)
         self.stats.nfe += 1
         product = (a.conj() * slope).real
         return (product.flatten(1).sum(1) if t.dim() else product.sum()).to(t.device, t.dtype)
@@ -318,15 +319,21 @@ class _Adjoint(ReverseMode):
             times = t if ctx.end is None else torch.cat([t[: outputs - 1], ctx.end])
             times = torch.cat([times, times.new_tensor(ctx.further_times)])
             order = torch.argsort(times.detach(), descending=bool(times[0] > times[1]) if len(times) > 1 else False)
-        rows = order.to(y.device)
+        place, begins = torch.arange(len(order)), order
+        observed = grad_y[order.to(y.device)]
+        if ctx.end is not None:  # an output may lie at the time of the event: one observation to the backward solve
+            place = torch.cat([place[:1], (times[order].detach().diff() != 0).cumsum(0)])
+            begins = order[torch.searchsorted(place, torch.arange(int(place[-1]) + 1))]
+            merged = observed.new_zeros(len(begins), *observed.shape[1:])
+            observed = merged.index_add(0, place.to(y.device), observed)
         solve = BackwardSolve(
             choice=ctx.choice,
             problem=ctx.problem,
             forward=ctx.scheme,
             params=params,
-            t=times[..., order],
-            y=y[rows],
-            grad_y=grad_y[rows],
+            t=times[..., begins],
+            y=y[begins.to(y.device)],
+            grad_y=observed,
             kept=tuple(rest[len(needed) :]),
             memory=ctx.memory,
             norm=lambda parts: ctx.adjoint_options["norm"](parts),
@@ -350,7 +357,7 @@ class _Adjoint(ReverseMode):
                     a, gradients = ctx.choice.solve_back(solve)
                 grad_t = None
                 if wanted_times:
-                    of = dict(zip(order.tolist(), range(len(order)), strict=True))
+                    of = dict(zip(order.tolist(), place.tolist(), strict=True))
                     last = t.shape[-1] if ctx.end is None else outputs - 1  # the time of the event is no argument
                     own = [solve.time_gradient(of[i], grad_y[i]) for i in range(1, last)]
                     first = solve.time_gradient(0, grad_y[0] - a)
@@ -363,6 +370,6 @@ class _Adjoint(ReverseMode):
             )
             error.partial = None
             raise
-        remaining = iter(gradients)
+        remaining = iter(own_parts(params, gradients))
         by_params = [next(remaining) if wanted else None for wanted in needed]
         return *(None,) * 6, a if ctx.needs_input_grad[6] else None, grad_t, *by_params

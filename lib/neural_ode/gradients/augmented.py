@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neural_ode.gradients.differentiable import gradients
+from neural_ode.dependence import gradients
 from neural_ode.state import Dynamics, TupleState
 from neural_ode.tableaus import ButcherTableau
 
@@ -73,11 +73,11 @@ class AugmentedSystem:
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
         """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
         z, a = self.z(t, state), self.adjoint(state)
-        again, later = torch.is_grad_enabled(), self.quadrature is not None  # what else the graph is for
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
             z = z if again and z.requires_grad else z.detach().requires_grad_()
             slope = self.f(t, z)
-            products = gradients([slope], (z, *self.params), [-a], create_graph=again, retain_graph=again or later)
+            products = gradients([slope], (z, *self.params), [-a], create_graph=again)
         rates = self.pack(slope, products[0], products[1:])
         if self.quadrature is not None:
             self.quadrature.evaluated(rates, slope, a)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_ode.dependence import gradients, own_parts
 from neural_ode.errors import InvalidArgumentError, NeuralODEError
 
 __all__ = [
     "Autocast",
     "ReverseMode",
     "explain_transforms",
-    "gradients",
     "refuse_transforms",
     "twice_differentiable",
 ]
@@ -67,21 +67,10 @@ class _Recomputed(ReverseMode):
             with torch.enable_grad():
                 copies = free if further else [x.detach().requires_grad_() for x in free]
                 results = function(*copies, *bound)
-            return gradients(results, (*copies, *bound), along, create_graph=further)
+            found = gradients(results, (*copies, *bound), along, create_graph=further)
+            return [*found[:count], *own_parts(bound, found[count:])]
 
         return None, None, *twice_differentiable(pull, (*inputs[:count], *cotangents), inputs[count:])
-
-
-def gradients(
-    results: Sequence[Tensor], inputs: Sequence[Tensor], along: Sequence[Tensor], **how: bool
-) -> list[Tensor]:
-    """`torch.autograd.grad`, zero where nothing depends on anything."""
-    active = [(r, a) for r, a in zip(results, along, strict=True) if r.requires_grad]
-    if not active:
-        return [torch.zeros_like(x) for x in inputs]
-    outputs, cotangents = zip(*active, strict=True)
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, **how)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
 
 
 @contextmanager

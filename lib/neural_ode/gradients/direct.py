@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from neural_ode.compiled import integrate_compiled
+from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.problem import Problem
 from neural_ode.integrate import integrate
+from neural_ode.methods import BlackBox
 from neural_ode.scheme import Scheme, Trajectory
 from neural_ode.solution import Statistics
 
@@ -23,6 +25,12 @@ class Direct:
     name: ClassVar[str] = "direct"
 
     def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+        method = scheme.method
+        if isinstance(method, BlackBox):
+            raise InvalidArgumentError(
+                f"gradient='direct' goes back through the steps of the solver, and {method.name} does not show "
+                "them: use gradient='backsolve', or leave it out"
+            )
         if problem.compile:
             return integrate_compiled(problem.f, problem.y0, problem.t, scheme, stats, problem.event)
         return integrate(problem.f, problem.y0, problem.t, scheme, stats, event=problem.event)

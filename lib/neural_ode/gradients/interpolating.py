@@ -73,4 +73,4 @@ class _Dense(Memory):
     def dense(self, tensors: Sequence[Tensor]) -> DenseOutput:
         """The dense output from its tensors, which autograd has kept."""
         segments = self._put_back(tensors)
-        return DenseOutput(self.method, segments, segments[-1].made.end, lambda x: x)
+        return DenseOutput(self.method, segments, segments[0].y, segments[-1].made.end, lambda x: x)

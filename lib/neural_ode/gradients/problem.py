@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neural_ode.events import EventFunction
+from neural_ode.events import Event
 from neural_ode.state import Dynamics, State
 
 __all__ = ["Problem"]
@@ -31,6 +31,6 @@ class Problem:
     t: Tensor
     params: tuple[Tensor, ...]
     restore: Callable[[Tensor], State]
-    event: EventFunction | None = None
+    event: Event | None = None
     compile: bool = False
     batched: bool = False

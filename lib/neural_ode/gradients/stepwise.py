@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from neural_ode.adaptive import Adaptive
+from neural_ode.compiled import with_plain_steps
+from neural_ode.dependence import gradients, own_parts
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.fixed_grid import FixedGrid
 from neural_ode.gradients.checkpoints import Kept, Snapshot
 from neural_ode.gradients.differentiable import (
     Autocast,
     ReverseMode,
-    gradients,
     refuse_transforms,
     twice_differentiable,
 )
@@ -149,18 +150,18 @@ class _Solve:
             outputs = [] if again.outputs is None else [again.outputs]
             along = [*after, *(grad_y[again.where] for _ in outputs)]
             inputs = tensors_of(starts)
-            # The points of a grid that moves belong to all steps.
-            found = gradients([*results, *outputs], [*inputs, *shared], along, retain_graph=moving)
+            found = gradients([*results, *outputs], [*inputs, *shared], along)
             after = found[: len(inputs)]
             totals = [total + gradient for total, gradient in zip(totals, found[len(inputs) :], strict=True)]
             del again, results, outputs, starts, inputs, snapshot
-        by_t = [] if moving else [torch.zeros_like(t)]
-        return [grad_y[0] + after[0], *by_t, *totals]
+        by_t = [totals.pop(0) if moving else torch.zeros_like(t)]
+        return [grad_y[0] + after[0], *by_t, *own_parts(params, totals)]
 
     def _with_graph(
         self, stats: Statistics, y0: Tensor, t: Tensor, grad_y: Tensor, params: Sequence[Tensor]
     ) -> list[Tensor]:
         """The same from the graph of all steps, which can be differentiated."""
+        self.scheme = with_plain_steps(self.scheme)
         replay = self._replay(t if self.problem.t.requires_grad else t.detach(), stats)
         y, carry = y0, None
         results, along = [], []
@@ -169,8 +170,8 @@ class _Solve:
             if outputs is not None:
                 results.append(outputs)
                 along.append(grad_y[where])
-        by_y0, *others = gradients(results, [y0, t, *params], along, create_graph=True)
-        return [grad_y[0] + by_y0, *others]
+        by_y0, by_t, *totals = gradients(results, [y0, t, *params], along, create_graph=True)
+        return [grad_y[0] + by_y0, by_t, *own_parts(params, totals)]
 
     def _replay(self, t: Tensor, stats: Statistics) -> Replay:
         loop: Any = PerSample if self.problem.batched else Adaptive if self.scheme.controls_error else FixedGrid

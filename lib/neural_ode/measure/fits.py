@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy import stats
+from neural_ode.errors import InvalidArgumentError, needs
 
-from neural_ode.errors import InvalidArgumentError
+with needs("notebooks"):
+    from scipy import stats
 
 __all__ = [
     "Interval",

@@ -36,7 +36,7 @@ MAX_ORDER = 12
 """Of the predictor. From 13 on, errors of rounding and of stability eat what the order gains."""
 
 Number: TypeAlias = Any
-"""A float, a fraction, or a tensor of shape (), which is differentiated through."""
+"""A float or a fraction."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,17 @@ class VariableOrderAdams(Method):
     order rises and the step doubles until the error says no. From there on the order changes by one where the
     estimated errors of the neighbouring orders are smaller, and the step is kept, doubled, or shortened after a
     rejection: steps of equal length make smooth errors, which tell the orders apart (Shampine & Gordon 1975,
-    chapter 7). For this the controller gets the error ratio that makes an `IntegralController` do so; others make
-    little sense.
+    chapter 7). For this the controller, an `IntegralController`, gets the error ratio that makes it do so.
+
+    A step is doubled where the error is then expected to be at most half of what is tolerated. A `safety` of the
+    controller other than 0.9 moves that in proportion to a shorter or longer step; so it does with the step after a
+    rejection, which is shorter by a fifth at least. With an `ifactor` below 2 steps grow by that much instead; they
+    shrink by `dfactor` at most.
 
     On a fixed grid nothing chooses the order, and it stays at 1.
+
+    Attributes:
+        controller: of the solve, see `controlled`.
     """
 
     own_steps = True
@@ -169,6 +176,12 @@ class VariableOrderAdams(Method):
     order = 2  # of the first step
     adaptive = True
     has_dense_output = True
+
+    def __init__(self, controller: IntegralController | None = None):
+        self.controller = controller or IntegralController()
+
+    def controlled(self, controller: IntegralController) -> "VariableOrderAdams":
+        return VariableOrderAdams(controller)
 
     def begin(self, slope: Tensor) -> History:
         return History(slope.reshape(1, -1), (), order=1, starting=True)
@@ -231,17 +244,17 @@ class VariableOrderAdams(Method):
         if not err <= 1 and (carry.failures == _PATIENCE or not math.isfinite(err)):
             # The past says nothing about what comes: there is a discontinuity, or f is not defined.
             restart = History(carry.slopes[:1], (), order=1, starting=False, failures=carry.failures + 1)
-            return Next(restart, _shrinks(size(1, made.predicted), 2), 2)
+            return Next(restart, self._shrinks(size(1, made.predicted), 2), 2)
         below = size(k - 1, made.predicted) if k > 1 else math.inf
         lower = below <= (err if k > 2 else err / 2) and (k == 2 or size(k - 2, made.predicted) <= err)
         if not err <= 1:
             if lower:
                 k, err = k - 1, below
             retry = carry._replace(order=k, starting=False, failures=carry.failures + 1)
-            return Next(retry, _shrinks(err, k + 1), k + 1)
+            return Next(retry, self._shrinks(err, k + 1), k + 1)
         if made.starting and not lower and k < MAX_ORDER:
             raised = min(k + 1, len(made.slopes))
-            return Next(made._replace(order=raised, predicted=None), _doubles(k + 1), k + 1)
+            return Next(made._replace(order=raised, predicted=None), self._grows(k + 1), k + 1)
         if not lower and k < MAX_ORDER and len(carry.steps) >= k and set(carry.steps[:k]) == {h}:
             above = size(k + 1, made.slopes[0])
             lower = below <= min(err, above)
@@ -249,11 +262,20 @@ class VariableOrderAdams(Method):
                 k, err = k + 1, above
         if lower:
             k, err = k - 1, below
-        return Next(
-            made._replace(order=k, starting=False, predicted=None),
-            _doubles(k + 1) if err * 2 ** (k + 1) <= 0.5 else 1.0,
-            k + 1,
-        )
+        safety, growth = self.controller.safety / IntegralController.safety, min(2.0, self.controller.ifactor)
+        grows = err * growth ** (k + 1) <= 0.5 * safety ** (k + 1)
+        settled = made._replace(order=k, starting=False, predicted=None)
+        return Next(settled, self._grows(k + 1) if grows else 1.0, k + 1)
+
+    def _grows(self, order: int) -> float:
+        """The error ratio after which the controller doubles the step, or makes it as much longer as it may."""
+        return float((self.controller.safety / 2) ** order)
+
+    def _shrinks(self, err: float, order: int) -> float:
+        """The error ratio, above 1, after which it makes the step shorter by at least a fifth."""
+        if math.isnan(err):
+            return err
+        return max(err, (self.controller.safety / 0.8) ** order, math.nextafter(1.0, 2.0))
 
     def continued(self, carry: History, frame: History) -> History:
         rows = frame.rows
@@ -263,16 +285,6 @@ class VariableOrderAdams(Method):
 
 _PATIENCE = 2
 """So many times in a row a step is rejected before the next rejection starts again at order 1."""
-
-
-def _doubles(order: int) -> float:
-    """The error ratio after which an `IntegralController` doubles the step."""
-    return float((IntegralController().safety / 2) ** order)
-
-
-def _shrinks(err: float, order: int) -> float:
-    """The error ratio after which the step becomes shorter by at least a fifth."""
-    return err if math.isnan(err) else max(err, (IntegralController().safety / 0.8) ** order)
 
 
 def _error(residual: Tensor, form: NewtonForm, k: int, h: float) -> Tensor:

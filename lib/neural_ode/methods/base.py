@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.state import Dynamics
-from neural_ode.step_size import Tolerance
+from neural_ode.step_size import IntegralController, Tolerance
 
 __all__ = ["Method", "Next", "Ratio", "Step"]
 
@@ -26,6 +26,7 @@ class Step(NamedTuple):
             start of the step, shaped like `y1`.
         carry: what the next step starts from if this one is accepted; `None` if it starts from `y1` alone.
         nfe: evaluations of the dynamics that the step cost.
+        converged: whether the equations of the step are solved, where a method goes on all the same.
     """
 
     y1: Tensor
@@ -33,6 +34,7 @@ class Step(NamedTuple):
     dense: tuple[Any, ...]
     carry: Any
     nfe: int
+    converged: bool = True
 
 
 class Next(NamedTuple):
@@ -59,6 +61,7 @@ class Method(ABC):
         has_dense_output: whether the method has a continuous extension.
         options: names of what `configured` can change.
         own_steps: whether it chooses its steps by rules that a grid or another controller would break.
+        largest_weight: the most that the length of a step is multiplied by: it has to be a number of the dtype.
         remembers: whether `carry` holds more than the slope at the start of the step, which can be found again.
     """
 
@@ -68,6 +71,7 @@ class Method(ABC):
     has_dense_output: bool
     options: frozenset[str] = frozenset()
     own_steps: bool = False
+    largest_weight: float = 1.0
     remembers: bool = True
 
     def __repr__(self) -> str:
@@ -75,6 +79,10 @@ class Method(ABC):
 
     def bind(self, tolerance: Tolerance) -> "Method":
         """The method for a solve with this tolerance; methods that iterate stop where it says."""
+        return self
+
+    def controlled(self, controller: IntegralController) -> "Method":
+        """The method for a solve whose steps this controller chooses; for methods with rules of their own."""
         return self
 
     def configured(self, **options: Any) -> "Method":
@@ -91,8 +99,8 @@ class Method(ABC):
 
         Args:
             f: the dynamics.
-            t: the time, shape () and differentiable where gradients with respect to the times are wanted. With a
-                step for each sample: shape (batch,).
+            t: the time, float64, shape () and differentiable where gradients with respect to the times are
+                wanted. With a step for each sample: shape (batch,).
             y: the state, any shape.
             h: the step, negative in reverse time. A number makes the fewest operations and saves nothing for
                 the backward pass; a tensor of shape () is differentiated through. With a step for each sample:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neural_ode.dynamics import check_slope
 from neural_ode.errors import (
     InvalidArgumentError,
     MaxStepsError,
@@ -102,7 +103,10 @@ class FunctionSolver(BlackBox):
         def counted(time: Tensor | float, y: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return f(torch.as_tensor(time, dtype=y0.abs().dtype, device=y0.device), y)
+            slope = f(torch.as_tensor(time, dtype=y0.abs().dtype, device=y0.device), y)
+            if calls == 1:
+                check_slope(slope, y)
+            return slope
 
         # The times as the states are, so that steps computed from them do not change the dtype.
         times = torch.as_tensor(t, dtype=y0.abs().dtype, device=y0.device)
@@ -470,13 +474,7 @@ class _Dynamics:
         state = torch.tensor(y, dtype=like.dtype, device=like.device).reshape(like.shape)
         with torch.no_grad():
             slope = self.f(torch.tensor(t, dtype=like.abs().dtype, device=like.device), state)
-        if not isinstance(slope, Tensor):
-            raise InvalidArgumentError(f"f(t, y) must return a tensor like y, got {type(slope).__name__}")
-        if slope.shape != like.shape or slope.dtype != like.dtype:
-            raise InvalidArgumentError(
-                f"f(t, y) must have the shape and dtype of y, which are {tuple(like.shape)} and {like.dtype}; it "
-                f"has {tuple(slope.shape)} and {slope.dtype}"
-            )
+        check_slope(slope, state)
         return _to_numpy(slope)
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
-from neural_ode.methods.adams import MAX_ORDER, Number, newton_form
+from neural_ode.methods.adams import MAX_ORDER, newton_form
 from neural_ode.methods.base import Method, Step
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.state import Dynamics
 from neural_ode.step_size import Tolerance
 from neural_ode.tableaus import RK4
 
-__all__ = ["AdamsBashforth", "AdamsBashforthMoulton"]
+__all__ = ["AdamsBashforth", "AdamsBashforthMoulton", "adams_weights"]
 
 _STARTER = ExplicitRungeKutta(RK4)
 _FEWEST_SLOPES = 3
@@ -34,25 +34,11 @@ class GridHistory(NamedTuple):
 
     Attributes:
         slopes: at the points before the last, the newest first, shape (m, number of entries of the state).
-        steps: from each of these points to the next: float64 tensors of shape () on the CPU.
+        steps: from each of these points to the next, shape (m,), float64 on the CPU.
     """
 
     slopes: Tensor
-    steps: tuple[Tensor, ...]
-
-
-class Weights(NamedTuple):
-    """Adams formulas: the increment is `h` times the weighted sum of slopes.
-
-    Attributes:
-        predictor: Adams-Bashforth, for the last `k` slopes, the newest first.
-        corrector: Adams-Moulton, for the same slopes.
-        implicit: Adams-Moulton, for the slope at the end of the step.
-    """
-
-    predictor: list[Number]
-    corrector: list[Number]
-    implicit: Number
+    steps: Tensor
 
 
 class AdamsBashforth(Method):
@@ -92,7 +78,8 @@ class AdamsBashforth(Method):
     def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: GridHistory | None) -> Step:
         slope = f(t, y)
         slopes = slope.reshape(1, -1)
-        steps: tuple[Tensor, ...] = ()
+        length = torch.as_tensor(h, dtype=torch.float64, device="cpu").reshape(1)
+        steps = length[:0]
         if carry is not None:
             slopes = torch.cat([slopes, carry.slopes])[: max(self.max_order - 1, 1)]
             steps = carry.steps[: len(slopes) - 1]
@@ -101,18 +88,17 @@ class AdamsBashforth(Method):
             started = _STARTER.step(f, t, y, h, slope)
             y1, nfe = started.y1, 1 + started.nfe
         else:
-            increment, iterations, converged = self._increment(f, t, y, h, slopes, _weights(steps, h))
+            increment, iterations, converged = self._increment(f, t, y, h, slopes, steps)
             y1, nfe = y + increment, 1 + iterations
         if not converged:  # a lower order may do better
             slopes, steps = slopes[:-1], steps[:-1]
-        length = torch.as_tensor(h, dtype=torch.float64, device="cpu")
-        return Step(y1, None, (slope,), GridHistory(slopes, (length, *steps)), nfe)
+        return Step(y1, None, (slope,), GridHistory(slopes, torch.cat([length, steps])), nfe, converged)
 
     def _increment(
-        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, weights: Weights
+        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, steps: Tensor
     ) -> tuple[Tensor, int, bool]:
         """What to add to `y`, the evaluations that it cost, and whether the iteration converged."""
-        return _weighted_sum(weights.predictor, slopes, h).view_as(y), 0, True
+        return _weighted_sum(adams_weights(steps, h, implicit=False), slopes, h).view_as(y), 0, True
 
     def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
         raise ValueError(f"{self.name} has no continuous extension")
@@ -122,7 +108,7 @@ class AdamsBashforthMoulton(AdamsBashforth):
     """The implicit method, solved by fixed-point iteration that starts from the explicit one.
 
     The iteration ends when the increment changes by less than `atol + rtol · |increment|` in every entry. If that
-    does not happen, the step is taken all the same, with a warning, and the next one may use one slope less.
+    does not happen, the step is taken all the same, and the next one may use one slope less; the solve warns of it.
 
     Attributes:
         max_order: the highest order that is used. Below 4 nothing but the starting method is left.
@@ -146,22 +132,18 @@ class AdamsBashforthMoulton(AdamsBashforth):
         return bound
 
     def _increment(
-        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, weights: Weights
+        self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slopes: Tensor, steps: Tensor
     ) -> tuple[Tensor, int, bool]:
-        increment, *_ = super()._increment(f, t, y, h, slopes, weights)
-        known = _weighted_sum(weights.corrector, slopes, h).view_as(y)
+        increment, *_ = super()._increment(f, t, y, h, slopes, steps)
+        weights = adams_weights(steps, h, implicit=True)
+        known = _weighted_sum(weights[1:], slopes, h).view_as(y)
+        implicit = weights[0].to(h) if isinstance(h, Tensor) else weights[0].item()
         t1 = t + h
         for iteration in range(1, self.max_iters + 1):
             before = increment
-            increment = known + f(t1, y + before) * (h * weights.implicit)
+            increment = known + f(t1, y + before) * (h * implicit)
             if self._tolerance.ratio(increment - before, before, increment) < 1:
                 return increment, iteration, True
-        warnings.warn(
-            f"the iteration of {self.name} did not converge at t = {float(t.detach())}, the solution may be "
-            f"wrong: take shorter steps, loosen rtol and atol, or allow more than max_iters={self.max_iters}",
-            NeuralODEWarning,
-            stacklevel=2,
-        )
         return increment, self.max_iters, False
 
 
@@ -169,43 +151,90 @@ def _largest(x: Tensor) -> Tensor:
     return x.abs().amax() if x.numel() else x.abs().sum()
 
 
-def _weighted_sum(weights: list[Number], slopes: Tensor, h: Tensor | float) -> Tensor:
+def _weighted_sum(weights: Tensor, slopes: Tensor, h: Tensor | float) -> Tensor:
     """`h Σ w_i f_i`, flat."""
-    if isinstance(weights[0], Tensor):
-        vector = torch.stack(weights).to(slopes.device, slopes.dtype)
-    else:
-        vector = torch.tensor(weights, dtype=slopes.dtype, device=slopes.device)
-    return torch.mv(slopes.t(), vector) * h
+    return torch.mv(slopes.t(), weights.to(slopes.device, slopes.dtype)) * h
 
 
-def _weights(steps: tuple[Tensor, ...], h: Tensor | float) -> Weights:
-    """For a step `h` after steps of these lengths, the newest first; exact fractions where all are equal.
+def adams_weights(steps: Tensor, h: Tensor | float, implicit: bool) -> Tensor:
+    """Weights of the slopes in the Adams formula for a step `h`, exact fractions where all steps are equal.
 
     Where times require gradients, the weights do too: moving one point moves the weights of all.
+
+    Args:
+        steps: lengths of the `k - 1` steps before, the newest first.
+        h: length of the step.
+        implicit: for the slope at the end of the step as well, which comes first (Adams-Moulton).
+
+    Returns:
+        float64, shape (k,), or (k + 1,) with that of the end.
     """
-    if isinstance(h, Tensor) and h.requires_grad:
-        return _adams(tuple(step / h.to(step) for step in steps))
-    length = float(h)
-    ratios: tuple[Number, ...] = tuple(step.item() / length for step in steps)
-    if all(abs(ratio - 1) < _ROUNDING for ratio in ratios):
-        ratios = (Fraction(1),) * len(steps)  # exact until the end
-    return _cached_adams(ratios)
+    length = float(h.detach() if isinstance(h, Tensor) else h)
+    ratios: tuple[float, ...] = tuple(step / length for step in steps.tolist())
+    equal = all(abs(ratio - 1) < _ROUNDING for ratio in ratios)
+    exact = (Fraction(1),) * len(ratios)  # until the end
+    known = _adams(exact if equal else ratios)[implicit]
+    weights = torch.tensor(known, dtype=torch.float64)
+    if not (isinstance(h, Tensor) and h.requires_grad):
+        return weights
+    # Where the slopes are, in units of the next step.
+    nodes = torch.cat([steps.new_tensor([1.0, 0.0] if implicit else [0.0]), -torch.cumsum(steps, 0) / h.to(steps)])
+    moving: Tensor = _Moving.apply(nodes, weights)
+    return moving
 
 
 _ROUNDING = 1e-9
 """Steps whose lengths differ by less than this part are equal: the difference of two times is no more exact."""
 
 
-def _adams(ratios: tuple[Number, ...]) -> Weights:
+@lru_cache(maxsize=1024)
+def _adams(ratios: tuple[float | Fraction, ...]) -> tuple[list[float], list[float]]:
+    """Of the explicit formula and of the implicit one."""
     form = newton_form(ratios)
     k = len(ratios) + 1
-    predictor, extrapolation, implicit = form.predictors[k], form.extrapolations[k], form.g[k]
+    predictor, extrapolation, g = form.predictors[k], form.extrapolations[k], form.g[k]
     # The corrector adds g_k φ_k, and φ_k is the new slope less the extrapolated one.
-    corrector = [b - implicit * e for b, e in zip(predictor, extrapolation, strict=True)]
-    return Weights(predictor, corrector, implicit)
+    corrector = [g, *(b - g * e for b, e in zip(predictor, extrapolation, strict=True))]
+    return [float(w) for w in predictor], [float(w) for w in corrector]
 
 
-@lru_cache(maxsize=1024)
-def _cached_adams(ratios: tuple[Number, ...]) -> Weights:
-    exact = _adams(ratios)
-    return Weights([float(w) for w in exact.predictor], [float(w) for w in exact.corrector], float(exact.implicit))
+class _Moving(torch.autograd.Function):
+    """Weights `w_i = ∫_0^1 L_i(s) ds` that are known, with their derivatives in closed form.
+
+    Lagrange's polynomials have `L_i(x_m) = δ_im` wherever the nodes `x` are. Differentiated by `x_j`, that says of
+    `∂L_i/∂x_j`, which has the same degree, that it is `-L_i'(x_j)` at `x_j` and 0 at the other nodes. So it is
+    `-L_i'(x_j) L_j`, and
+
+        ∂w_i/∂x_j = -L_i'(x_j) w_j.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(nodes: Tensor, weights: Tensor) -> Tensor:
+        return weights.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        nodes, weights = ctx.saved_tensors
+        return -weights * (_derivatives(nodes) @ grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        nodes, weights = ctx.saved_tensors
+        moved: Tensor = -(weights * tangent) @ _derivatives(nodes)
+        return moved
+
+
+def _derivatives(x: Tensor) -> Tensor:
+    """Entry `j, i` is `L_i'(x_j)`, of Lagrange's polynomials (Berrut & Trefethen 2004, section 9.3)."""
+    one = torch.eye(len(x), dtype=x.dtype)
+    distances = x[:, None] - x + one
+    products = distances.prod(1)
+    inner = products[:, None] / (products * distances) * (1 - one)
+    return inner - torch.diag(inner.sum(1))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from neural_ode.dynamics import check_slope
 from neural_ode.errors import InvalidArgumentError, NewtonError
 from neural_ode.state import Dynamics
 from neural_ode.step_size import Tolerance
@@ -59,23 +60,25 @@ class VectorField:
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         self.nfe += 1
         slope = self.f(t, unflat(x, self.like))
-        if not isinstance(slope, Tensor) or slope.shape != self.like.shape or slope.dtype != self.like.dtype:
-            got = f"{tuple(slope.shape)} and {slope.dtype}" if isinstance(slope, Tensor) else type(slope).__name__
-            raise InvalidArgumentError(
-                f"f(t, y) must return a tensor with the shape and dtype of y, {tuple(self.like.shape)} and "
-                f"{self.like.dtype}; got {got}"
-            )
+        check_slope(slope, self.like)
         return flat(slope)
 
     def jacobian(self, t: Tensor, x: Tensor) -> Tensor:
         """`∂f/∂y`, shape (n, n), without a graph. Costs one evaluation and the backward passes from it.
 
-        Dynamics outside of autograd, such as NumPy code, are differenced, for `n + 1` evaluations.
+        Dynamics outside of autograd, such as NumPy code, or operations with `out=`, are differenced, for `n + 1`
+        evaluations.
         """
         t, x = t.detach(), x.detach()
-        with torch.enable_grad():
-            x = x.requires_grad_()
-            slope = self(t, x)
+        try:
+            with torch.enable_grad():
+                x = x.requires_grad_()
+                slope = self(t, x)
+        except RuntimeError as error:
+            if "out=" not in str(error):
+                raise
+            with torch.no_grad():
+                slope = self(t, x)
         if not slope.requires_grad:
             return self._differences(t, x.detach(), slope.detach())
         rows = torch.eye(len(x), dtype=x.dtype, device=x.device)
@@ -118,6 +121,10 @@ class Newton:
             max_iters: the most iterations for one system.
             tolerance: of the error control. `None`: iterate until only rounding errors are left.
         """
+        if y.dtype.itemsize < 4:
+            raise InvalidArgumentError(
+                f"implicit methods solve linear systems, for which {y.dtype} has no digits: use y0.float()"
+            )
         self.field, self.t, self.y, self.h = field, t.detach(), y.detach(), h
         self.max_iters, self.tolerance = max_iters, tolerance
         self.eps = torch.finfo(y.dtype).eps

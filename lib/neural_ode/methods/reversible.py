@@ -47,6 +47,7 @@ class ReversibleRungeKutta(Method):
         self.name = f"reversible {base.name}"
         self.order = base.order
         self.adaptive = base.adaptive
+        self.largest_weight = base.largest_weight
 
     def begin(self, slope: Tensor) -> None:
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.methods.base import Method, Step
-from neural_ode.state import Dynamics
+from neural_ode.state import Dynamics, real_dtype
 from neural_ode.tableaus import ButcherTableau
 
 __all__ = ["ExplicitRungeKutta"]
@@ -30,6 +30,7 @@ class ExplicitRungeKutta(Method):
         self._b = _floats(tableau.b)
         self._c = _floats(tableau.c)
         self._b_error = None if tableau.b_error is None else _floats(tableau.b_error)
+        self.largest_weight = max(1.0, *(abs(w) for row in (*self._a, self._b) for w in row))
         self._dense = (
             None
             if tableau.dense is None
@@ -68,7 +69,8 @@ class ExplicitRungeKutta(Method):
     ) -> tuple[list[Tensor], Tensor]:
         """The slopes of the first `count` stages, and the state of the last of them."""
         c = torch.tensor(self._c, dtype=t.dtype, device=t.device)
-        nodes = (t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)).unbind()
+        times = t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)
+        nodes = times.to(real_dtype(y)).unbind()  # as the dynamics see them, all at once
         stages, state = [f(t, y) if slope is None else slope], y
         for node, row in zip(nodes[1:count], self._a[1:count], strict=True):
             state = _advance(y, h, row, stages)

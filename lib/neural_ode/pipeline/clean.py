@@ -2,8 +2,11 @@
 
 import re
 
-import nbformat
-from nbformat import NotebookNode
+from neural_ode.errors import needs
+
+with needs("notebooks"):
+    import nbformat
+    from nbformat import NotebookNode
 
 __all__ = ["clean"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from neural_ode.data.mnist import Mnist, load_mnist
 from neural_ode.files import write_atomically
-from neural_ode.pipeline.parameters import check_parameters, declared_parameters, read_parameters
-from neural_ode.pipeline.run import staging
+from neural_ode.pipeline.parameters import check_parameters, declared_parameters, parameter_file, read_parameters
+from neural_ode.pipeline.run import one_run, staging
 from neural_ode.sweep import Point, sweep
 from neural_ode.training.mnist import train_classifier
 from neural_ode.workspace import Workspace, choose_device
@@ -29,7 +29,7 @@ def notebook_parameters(root: Path, profile: str) -> dict[str, Any]:
     Raises:
         ParameterError: there is no such profile, or a parameter that the notebook does not know.
     """
-    parameters = read_parameters(root / "params" / f"{profile}.yaml", "mnist")
+    parameters = read_parameters(parameter_file(root, profile), "mnist")
     declared = declared_parameters(root / "notebooks" / f"{NOTEBOOK}.ipynb")
     check_parameters(parameters, declared, f"params/{profile}.yaml, section mnist")
     return {name: one.default for name, one in declared.items()} | parameters
@@ -99,6 +99,7 @@ def sweep_mnist(root: Path, profile: str, workers: int | None = None) -> None:
 
     Raises:
         SweepError, ParameterError: see `sweep` and `notebook_parameters`.
+        BusyError: the notebook, or another sweep of it, is under way.
     """
 
     def publish(point: Point, files: dict[str, bytes]) -> None:
@@ -106,14 +107,16 @@ def sweep_mnist(root: Path, profile: str, workers: int | None = None) -> None:
         for name in sorted(files, key=lambda name: name.endswith(".safetensors")):
             write_atomically(_results(root, profile) / name, files[name])
 
-    sweep(
-        partial(train_network, root, profile),
-        network_points(notebook_parameters(root, profile)),
-        staging(root, profile, NOTEBOOK) / "sweep",
-        workers=workers,
-        label=f"mnist, {profile}",
-        received=publish,
-    )
+    points = network_points(notebook_parameters(root, profile))
+    with one_run(root, profile, NOTEBOOK):
+        sweep(
+            partial(train_network, root, profile),
+            points,
+            staging(root, profile, NOTEBOOK) / "sweep",
+            workers=workers,
+            label=f"mnist, {profile}",
+            received=publish,
+        )
 
 
 def _results(root: Path, profile: str) -> Path:

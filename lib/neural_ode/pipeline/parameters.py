@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import yaml
-
 from neural_ode.errors import InvalidArgumentError, nearest
+from neural_ode.files import read_yaml
+from neural_ode.pipeline.notebooks import read_notebook
+from neural_ode.workspace import checked_profile
 
-__all__ = ["Declared", "ParameterError", "check_parameters", "declared_parameters", "read_parameters"]
+__all__ = [
+    "Declared",
+    "ParameterError",
+    "check_parameters",
+    "declared_parameters",
+    "parameter_file",
+    "read_parameters",
+]
 
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
 
@@ -36,10 +43,14 @@ def declared_parameters(notebook: Path) -> dict[str, Declared]:
 
     Raises:
         ParameterError: there is no such cell, or a statement in it is not `name: type = literal`.
+        FileError: the notebook is missing or damaged.
     """
-    for cell in nbformat.read(notebook, as_version=4).cells:
+    for cell in read_notebook(notebook, "copies in .nbsrc are made by `dvc repro sources`").cells:
         if "parameters" in cell.metadata.get("tags", []):
-            return dict(map(_declaration, ast.parse(cell.source).body))
+            try:
+                return dict(map(_declaration, ast.parse(cell.source).body))
+            except SyntaxError as error:
+                raise ParameterError(f"{notebook}: the parameters cell is not Python: {error}") from error
     raise ParameterError(f"{notebook} has no cell tagged 'parameters'")
 
 
@@ -53,19 +64,32 @@ def _declaration(statement: ast.stmt) -> tuple[str, Declared]:
     raise ParameterError(f"a parameters cell holds lines `name: type = literal`, got: {ast.unparse(statement)}")
 
 
+def parameter_file(root: Path, profile: str) -> Path:
+    """`params/<profile>.yaml` of the project at `root`.
+
+    Raises:
+        InvalidArgumentError: the profile is not a name but a path.
+    """
+    return root / "params" / f"{checked_profile(profile)}.yaml"
+
+
 def read_parameters(file: Path, section: str) -> dict[str, Any]:
     """The section of a notebook in `params/<profile>.yaml`.
 
     Raises:
-        ParameterError: there is no such file, or no such section in it.
+        ParameterError: there is no such file, no such section in it, or no names in the section.
+        FileError: the file cannot be read, or is no YAML with sections.
     """
     if not file.exists():
         known = [path.stem for path in file.parent.glob("*.yaml")]
         raise ParameterError(f"no profile {file.stem!r}{nearest(file.stem, known)}: {file} does not exist")
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = read_yaml(file, "it holds a section for each notebook, with lines `name: value`")
     if section not in content:
         raise ParameterError(f"{file} has no section {section!r}{nearest(section, content)}")
-    return dict(content[section] or {})
+    found = {} if content[section] is None else content[section]
+    if not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
+        raise ParameterError(f"{file}: section {section!r} must hold lines `name: value`, got {found!r}")
+    return found
 
 
 def check_parameters(given: Mapping[str, Any], declared: Mapping[str, Declared], where: str) -> None:

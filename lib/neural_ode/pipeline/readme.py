@@ -3,21 +3,24 @@
 python -m neural_ode.pipeline.readme
 """
 
-import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from neural_ode.claims import Verdict
-from neural_ode.files import replace_between
+from neural_ode.errors import FileError
+from neural_ode.files import read_json, replace_between
+from neural_ode.pipeline.command import exit_status
 from neural_ode.workspace import project_root
 
-__all__ = ["gallery", "made_by", "main", "marks", "scoreboard"]
+__all__ = ["gallery", "made_by", "main", "marks", "read_board", "scoreboard"]
 
 PROFILE = "paper"
 RESULTS = Path("figures") / PROFILE
 BOARD = RESULTS / "11_scoreboard.claims.json"
 COLUMNS = 3
+FIELDS = ("claim", "item", "paper", "here", "rule", "verdict", "notebook")
 SIGNS = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNDECIDED: "?", Verdict.UNTESTED: "·"}
 
 
@@ -38,9 +41,31 @@ def gallery(root: Path) -> str:
 
 
 def made_by(figure: Path) -> str:
-    """The name, without suffix, of the executed notebook beside a figure that has made it."""
-    (name,) = (path.stem for path in figure.parent.glob("*.ipynb") if figure.stem.startswith(path.stem))
-    return name
+    """The name, without suffix, of the executed notebook beside a figure that has made it.
+
+    Raises:
+        FileError: there is none.
+    """
+    for path in figure.parent.glob("*.ipynb"):
+        if figure.stem.startswith(path.stem) and not path.name.endswith(".failed.ipynb"):
+            return path.stem
+    raise FileError(f"{figure} was made by no notebook beside it: delete it, or run its notebook again")
+
+
+def read_board(root: Path) -> dict[str, Any]:
+    """The scoreboard of full scale: a row for each claim, by its id.
+
+    Raises:
+        FileError: it is missing or damaged; names the file and, if there is one, the row.
+    """
+    remedy = f"make it with `dvc repro scoreboard@{PROFILE}`"
+    board = read_json(root / BOARD, remedy)
+    for id, row in board.items():
+        absent = [field for field in FIELDS if not (isinstance(row, dict) and isinstance(row.get(field), str))]
+        if absent or row["verdict"] not in {*Verdict}:
+            wrong = f"no {', '.join(absent)}" if absent else f"unknown verdict {row['verdict']!r}"
+            raise FileError(f"{root / BOARD} is damaged ({id}: {wrong}): {remedy}")
+    return board
 
 
 def scoreboard(board: Mapping[str, Mapping[str, Any]]) -> str:
@@ -91,13 +116,16 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main() -> int:
+    return exit_status(_write)
+
+
+def _write() -> None:
     root = project_root()
     readme = root / "README.md"
-    board = json.loads((root / BOARD).read_text(encoding="utf-8"))
-    replace_between(readme, *marks("scoreboard"), scoreboard(board))
+    replace_between(readme, *marks("scoreboard"), scoreboard(read_board(root)))
     replace_between(readme, *marks("gallery"), gallery(root))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

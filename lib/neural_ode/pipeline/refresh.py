@@ -5,11 +5,15 @@ python -m neural_ode.pipeline.refresh
 
 import sys
 
-import nbformat
-
+from neural_ode.errors import InvalidArgumentError, needs
 from neural_ode.files import write_atomically
 from neural_ode.pipeline.clean import clean
+from neural_ode.pipeline.command import exit_status
+from neural_ode.pipeline.notebooks import read_notebook
 from neural_ode.workspace import project_root
+
+with needs("notebooks"):
+    import nbformat
 
 __all__ = ["main", "refreshed"]
 
@@ -18,26 +22,32 @@ def refreshed(source: nbformat.NotebookNode, executed: nbformat.NotebookNode) ->
     """`source` with the outputs and execution counts of the same cells in `executed`.
 
     Raises:
-        ValueError: a code cell of `source` differs from the one that was executed.
+        InvalidArgumentError: a code cell of `source` differs from the one that was executed.
     """
     ran = {cell.id: cell for cell in executed.cells}
     for cell in source.cells:
         if cell.cell_type != "code":
             continue
         if cell.id not in ran or ran[cell.id].source != cell.source:
-            raise ValueError(f"cell {cell.id} has changed since the notebook was run: run `dvc repro` first")
+            raise InvalidArgumentError(
+                f"cell {cell.id} has changed since the notebook was run: run `dvc repro` first"
+            )
         cell.outputs, cell.execution_count = ran[cell.id].outputs, ran[cell.id].execution_count
     return clean(source)
 
 
 def main() -> int:
+    return exit_status(_refresh)
+
+
+def _refresh() -> None:
     root = project_root()
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         executed = root / "figures" / "quick" / path.name
-        notebook = refreshed(nbformat.read(path, as_version=4), nbformat.read(executed, as_version=4))
+        ran = read_notebook(executed, "make it with `make figures`")
+        notebook = refreshed(read_notebook(path, f"restore it with `git checkout -- {path}`"), ran)
         write_atomically(path, nbformat.writes(notebook) + "\n")
         print(f"stored the outputs of {executed.relative_to(root)}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,35 +3,58 @@
     python -m neural_ode.pipeline.run .nbsrc/04_mnist.ipynb --profile quick
 
 The parameters are the section of `params/<profile>.yaml` named like the notebook without its number. Results
-appear in the project all at once, when the last cell has succeeded: until then, and if a cell fails, the ones of
-the previous run stay. A failed notebook is kept, as far as it came, under `figures/<profile>/*.failed.ipynb`.
+appear in the project all at once, when the last cell has succeeded: until then, and if a cell fails or a result
+cannot be stored, the ones of the previous run stay. A failed notebook is kept, as far as it came, under
+`figures/<profile>/*.failed.ipynb`. A notebook runs once at a time in each profile.
 """
 
 import argparse
 import os
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-import nbformat
-
-from neural_ode.errors import NeuralODEError
-from neural_ode.files import replacing, write_atomically
+from neural_ode.errors import FileError, NeuralODEError, needs
+from neural_ode.files import publish_files, replacing, write_atomically
+from neural_ode.pipeline.alone import KERNEL_ARGUMENTS, locked, stop_with_parent
 from neural_ode.pipeline.clean import clean
 from neural_ode.pipeline.command import exit_status
-from neural_ode.pipeline.parameters import check_parameters, declared_parameters, read_parameters
-from neural_ode.workspace import OUTPUT_VARIABLE, project_root
+from neural_ode.pipeline.notebooks import read_notebook
+from neural_ode.pipeline.parameters import (
+    check_parameters,
+    declared_parameters,
+    parameter_file,
+    read_parameters,
+)
+from neural_ode.workspace import OUTPUT_VARIABLE, checked_profile, project_root
 
-__all__ = ["main", "run_notebook", "staging"]
+with needs("notebooks"):
+    import nbformat
+
+__all__ = ["main", "one_run", "run_notebook", "staging"]
+
+HEADLESS = ["--IPKernelApp.log_level=40", *KERNEL_ARGUMENTS]  # no warning about its sockets, which are local
 
 
 class NotebookFailedError(NeuralODEError):
-    """A cell of a notebook raised an exception."""
+    """A cell of a notebook raised an exception, or its outputs could not be written."""
 
 
 def staging(root: Path, profile: str, notebook: str) -> Path:
     """Where the results of a notebook lie until it has succeeded, and its checkpoints."""
-    return root / ".staging" / profile / notebook
+    return root / ".staging" / checked_profile(profile) / notebook
+
+
+def one_run(root: Path, profile: str, notebook: str) -> AbstractContextManager[None]:
+    """A block in which no other process runs this notebook in this profile: they would use the same files.
+
+    Raises:
+        BusyError: one does already; the message names the process.
+    """
+    stage = staging(root, profile, notebook)
+    return locked(stage.with_name(f"{notebook}.lock"), f"{notebook} in profile {profile!r}")
 
 
 def run_notebook(source: Path, profile: str) -> Path:
@@ -41,16 +64,16 @@ def run_notebook(source: Path, profile: str) -> Path:
         The executed notebook.
 
     Raises:
+        InvalidArgumentError: the profile is not a name but a path.
         ParameterError: a parameter is unknown or ill-typed; nothing has run.
+        BusyError: another process runs it in this profile.
         NotebookFailedError: a cell failed; the message names it and the partial notebook.
+        FileError: a file cannot be read, or the results could not be published; those of the previous run are as
+            they were.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
     root = project_root()
     name = source.stem
-    file = root / "params" / f"{profile}.yaml"
+    file = parameter_file(root, profile)
     section = name.split("_", 1)[-1]
     parameters = read_parameters(file, section) | {"profile": profile}
     declared = declared_parameters(source)
@@ -58,57 +81,92 @@ def run_notebook(source: Path, profile: str) -> Path:
     # A notebook that runs with its defaults runs as it stands, without a cell that repeats them.
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
 
-    # What a killed run left is of no use, but for its checkpoints: training resumes from them.
-    stage = staging(root, profile, name)
-    for part in ("figures", "runs"):
-        shutil.rmtree(stage / part, ignore_errors=True)
-    executed = stage / "figures" / profile / f"{name}.ipynb"
-    executed.parent.mkdir(parents=True)
-    os.environ[OUTPUT_VARIABLE] = str(stage)
-    kept = root / "figures" / profile / f"{name}.failed.ipynb"
+    with one_run(root, profile, name):
+        # What a killed run left is of no use, but for its checkpoints: training resumes from them.
+        stage = staging(root, profile, name)
+        executed = stage / "figures" / profile / f"{name}.ipynb"
+        try:
+            for part in ("figures", "runs"):
+                if (stage / part).exists():
+                    shutil.rmtree(stage / part)
+            executed.parent.mkdir(parents=True)
+        except OSError as error:
+            raise FileError(f"{stage} cannot be emptied: {error}: remove it and run again") from error
+        os.environ[OUTPUT_VARIABLE] = str(stage)
+        kept = root / "figures" / profile / f"{name}.failed.ipynb"
+        try:
+            _execute(source, executed, changed, root)
+        except NotebookFailedError as error:
+            raise NotebookFailedError(f"{error}\n{_keep(executed, kept, root)}") from error
+        publish(stage, root, name, profile)
+        shutil.rmtree(stage, ignore_errors=True)
+        kept.unlink(missing_ok=True)
+    return root / executed.relative_to(stage)
+
+
+def _execute(source: Path, executed: Path, parameters: dict[str, Any], root: Path) -> None:
+    """Run the notebook and write it, cleaned, to `executed`.
+
+    Raises:
+        NotebookFailedError: names the cell; `executed` has what came before it.
+    """
+    with needs("notebooks"):  # not above: it takes its time, and sweeps have no use for it
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
     try:
         papermill.execute_notebook(
             source,
             executed,
-            parameters=changed,
+            parameters=parameters,
             kernel_name="python3",
             cwd=root,
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # no warning about its sockets, which are local
+            extra_arguments=HEADLESS,
         )
-    except (PapermillExecutionError, DeadKernelError) as error:
-        with replacing(kept) as temporary:
-            nbformat.write(clean(nbformat.read(executed, as_version=4)), temporary)
-        if isinstance(error, PapermillExecutionError):
-            reason = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-        else:
-            reason = "its kernel died (out of memory?)"
+        write_atomically(executed, nbformat.writes(_cleaned(executed)) + "\n")
+    except PapermillExecutionError as error:
         raise NotebookFailedError(
-            f"{name}, {reason}\nThe notebook as far as it came: {kept.relative_to(root)}"
+            f"{source.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         ) from error
-    write_atomically(executed, nbformat.writes(clean(nbformat.read(executed, as_version=4))) + "\n")
-    publish(stage, root, name, profile)
-    shutil.rmtree(stage)
-    kept.unlink(missing_ok=True)
-    return root / executed.relative_to(stage)
+    except DeadKernelError as error:
+        raise NotebookFailedError(f"{source.stem}, its kernel died (out of memory?)") from error
+    except OSError as error:
+        raise NotebookFailedError(f"{source.stem}, its outputs cannot be written: {error}") from error
+
+
+def _keep(executed: Path, kept: Path, root: Path) -> str:
+    """Keep a failed notebook as far as it came; in words, where it is, or why it is nowhere."""
+    try:
+        with replacing(kept) as temporary:
+            nbformat.write(_cleaned(executed), temporary)
+    except (OSError, FileError) as error:
+        return f"The notebook as far as it came could not be kept: {error}"
+    return f"The notebook as far as it came: {kept.relative_to(root)}"
+
+
+def _cleaned(executed: Path) -> nbformat.NotebookNode:
+    return clean(read_notebook(executed, "run it again"))
 
 
 def publish(stage: Path, root: Path, name: str, profile: str) -> None:
-    """Move the results of notebook `name` to where they belong, and remove what this run no longer made."""
+    """Copy the results of notebook `name` to where they belong, and remove what this run no longer made.
+
+    Raises:
+        FileError: that failed; the results of the previous run are as they were.
+    """
     made = [path for part in ("figures", "runs") for path in (stage / part).rglob("*") if path.is_file()]
-    new = {path.relative_to(stage) for path in made}
+    targets = {root / path.relative_to(stage): path for path in sorted(made)}
     old = [
         *(root / "figures" / profile).glob(f"{name}*"),
         *(root / "runs" / profile / name).rglob("*"),
     ]
-    for relative in sorted(new):
-        (root / relative).parent.mkdir(parents=True, exist_ok=True)
-        (stage / relative).replace(root / relative)
-    for path in old:
-        if path.is_file() and path.relative_to(root) not in new and not path.name.endswith(".failed.ipynb"):
-            path.unlink()
+    outdated = [
+        path for path in old if path.is_file() and path not in targets and not path.name.endswith(".failed.ipynb")
+    ]
+    publish_files(targets, outdated)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,4 +183,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_with_parent()
     sys.exit(main())

@@ -8,7 +8,7 @@ folder as Sphinx wants them; `docs/` holds the configuration of Sphinx and the f
 
 import argparse
 import ast
-import json
+import importlib
 import re
 import shutil
 import subprocess
@@ -18,13 +18,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbformat import NotebookNode
-
 from neural_ode.claims import Verdict
-from neural_ode.files import write_atomically
-from neural_ode.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS, made_by
+from neural_ode.errors import FileError, NeuralODEError, needs
+from neural_ode.files import read_text, write_atomically
+from neural_ode.pipeline.command import exit_status
+from neural_ode.pipeline.notebooks import read_notebook
+from neural_ode.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS, made_by, read_board
 from neural_ode.workspace import project_root
+
+with needs("notebooks"):
+    import nbformat
+    from nbformat import NotebookNode
 
 __all__ = [
     "alt_texts",
@@ -41,8 +45,14 @@ __all__ = [
 ORIGINALS = "download"
 """Where the notebooks lie as they ran, to download: their pages have notes and descriptions added."""
 
+RESTORE = "restore it with `git checkout`"
+
 UNLISTED = {"compiled"}
 """Parts of the library that only the library calls."""
+
+
+class OccupiedError(FileError, FileExistsError):
+    """The folder for the site holds something else."""
 
 
 def sections(markdown: str) -> dict[str, str]:
@@ -91,9 +101,9 @@ def _plain(text: str) -> str:
 
 def landing(root: Path) -> str:
     """The first page: the README's introduction, the figures, and the scoreboard."""
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    readme = read_text(root / "README.md", RESTORE)
     parts, captions = sections(readme), alt_texts(readme)
-    board = json.loads((root / BOARD).read_text(encoding="utf-8"))
+    board = read_board(root)
     by_verdict = {verdict: [row for row in board.values() if row["verdict"] == str(verdict)] for verdict in Verdict}
     holding, failing, undecided, waiting = (
         by_verdict[v] for v in (Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED, Verdict.UNTESTED)
@@ -198,7 +208,7 @@ def _own_names(file: Path, defined: bool) -> list[str]:
     """The names in `__all__` of a module, read without importing it; `defined`: without those that it imports."""
     listed: list[str] = []
     own: set[str] = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in ast.parse(read_text(file, RESTORE)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             own.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -226,20 +236,20 @@ def _reference(part: str, contents: Mapping[str, list[str]]) -> str:
 
 def write_sources(root: Path, folder: Path) -> None:
     """Lay out everything that Sphinx reads: pages as Markdown and notebooks, and the files that they link to."""
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    readme = read_text(root / "README.md", RESTORE)
     parts = sections(readme)
     run = "".join(f"## {name}\n{parts[name]}" for name in ("Two commands", "GPU and paper scale", "Layout"))
     pages = {
         "index.md": landing(root),
         "run.md": f"# Run it\n\n{run}",
         "library.md": f"# The library\n{parts['The library']}".replace("\n### ", "\n## "),
-        "contributing.md": (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "contributing.md": read_text(root / "CONTRIBUTING.md", RESTORE),
     }
     reference = modules(root / "lib" / "neural_ode")
     names = [part.removeprefix("neural_ode.").lower().replace(" ", "-") for part in reference]
     for name, (part, contents) in zip(names, reference.items(), strict=True):
         pages[f"api/{name}.md"] = _reference(part, contents)
-    first = (root / "docs" / "api.md").read_text(encoding="utf-8")
+    first = read_text(root / "docs" / "api.md", RESTORE)
     pages["api/index.md"] = "\n".join([first, "```{toctree}", ":hidden:", "", *names, "```\n"])
 
     for page, text in pages.items():
@@ -254,7 +264,7 @@ def write_sources(root: Path, folder: Path) -> None:
     for stored in sorted((root / "notebooks").glob("*.ipynb")):
         executed = root / RESULTS / stored.name
         profile, source = (PROFILE, executed) if executed.exists() else ("quick", stored)
-        page = notebook_page(nbformat.read(source, as_version=4), stored.stem, profile, texts)
+        page = notebook_page(read_notebook(source, RESTORE), stored.stem, profile, texts)
         write_atomically(folder / "notebooks" / stored.name, nbformat.writes(page))
         (folder / ORIGINALS).mkdir(exist_ok=True)
         shutil.copy(source, folder / ORIGINALS / stored.name)
@@ -274,10 +284,14 @@ def build(root: Path, target: Path) -> int:
         The exit status of Sphinx; its warnings are errors.
 
     Raises:
-        FileExistsError: `target` holds something else than an earlier site.
+        OccupiedError: `target` holds something else than an earlier site.
+        FileError: a source of the site is missing or damaged.
+        MissingPackageError: Sphinx is not installed.
     """
     if target.exists() and any(target.iterdir()) and not (target / "searchindex.js").exists():
-        raise FileExistsError(f"{target} is no site: empty it, or name another folder")
+        raise OccupiedError(f"{target} is no site: empty it, or name another folder")
+    with needs("site"):
+        importlib.import_module("sphinx")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: what is complete takes its place by a renaming.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
@@ -298,10 +312,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m neural_ode.pipeline.site", description="Build the site.")
     parser.add_argument("target", type=Path, help="folder for the site; it must be empty or hold an earlier one")
     target = parser.parse_args(arguments).target
-    status = build(project_root(), target)
-    if status == 0:
+
+    def work() -> None:
+        if build(project_root(), target) != 0:
+            raise NeuralODEError("Sphinx did not build the site: its messages above say why")
         print(f"the site is ready: {target / 'index.html'}")
-    return status
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def main(arguments: list[str]) -> int:
     for path in notebooks:
         try:
             source = source_only(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError) as error:
+        except OSError as error:
+            print(f"{path} cannot be read: {error.strerror}", file=sys.stderr)
+            return 1
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             print(f"{path} is not a notebook of format 4.5 or later: {error!r}", file=sys.stderr)
             return 1
         text = json.dumps(source, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

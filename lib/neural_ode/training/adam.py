@@ -31,19 +31,18 @@ def fit_with_adam(
         net, loss, batch, evaluate, settings, code, label: see `Fit`.
         training: `steps` and `lr`, and what else identifies the training.
         checkpoint: see `fit`.
-        evaluations: the history's number of rows.
+        evaluations: the history's number of rows, if there are as many steps.
     """
     optimizer = Adam(net.parameters(), lr=training["lr"])
     steps = training["steps"]
-    epochs = min(evaluations, steps)
     task = Fit(
         model=net,
         loss=loss,
         batch=batch,
         optimizer=optimizer,
         scheduler=CosineAnnealingLR(optimizer, steps),
-        epochs=epochs,
-        steps_per_epoch=steps // epochs,
+        steps=steps,
+        epochs=min(evaluations, steps),
         evaluate=evaluate,
         settings={**settings, "training": dict(training)},
         code=code,

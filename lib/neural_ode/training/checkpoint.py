@@ -1,22 +1,24 @@
 """Checkpoints: all that training needs to go on as if it had not been interrupted."""
 
 import ast
+import copy
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from neural_ode.errors import NeuralODEWarning
-from neural_ode.files import replacing
+from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEWarning
+from neural_ode.files import read_bytes, read_text, write_atomically
 from neural_ode.imports import imported_modules
 
-__all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["fingerprint", "load_checkpoint", "pack", "save_checkpoint", "unpack"]
 
 
 def fingerprint(settings: Mapping[str, Any], code: Path) -> str:
@@ -37,8 +39,58 @@ def fingerprint(settings: Mapping[str, Any], code: Path) -> str:
 def _meaning(code: Path) -> str:
     digest = hashlib.sha256()
     for module in sorted({code, *imported_modules(code)}):
-        digest.update(ast.dump(ast.parse(module.read_text(encoding="utf-8"))).encode())
+        digest.update(ast.dump(ast.parse(read_text(module, "restore it"))).encode())
     return digest.hexdigest()
+
+
+def pack(content: Any) -> bytes:
+    """Tensors, numbers, text, bytes, and dicts, lists and tuples of them, as bytes that run no code when read.
+
+    Raises:
+        InvalidArgumentError: there is something else in `content`.
+    """
+    written = io.BytesIO()
+    try:
+        torch.save(_on_cpu(content), written)
+        torch.load(io.BytesIO(written.getvalue()), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever cannot be pickled, or not be read without running code, raises anything
+        raise InvalidArgumentError(
+            "only tensors, numbers, text, bytes, and dicts, lists and tuples of them can be kept in a file, got "
+            f"{type(content).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    payload = written.getvalue()
+    return payload + hashlib.sha256(payload).digest()
+
+
+def _on_cpu(content: Any) -> Any:
+    """The same with tensors that any machine can read."""
+    if isinstance(content, Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        moved = copy.copy(content)  # with what a dict of a special kind has besides
+        for key, value in content.items():
+            moved[key] = _on_cpu(value)
+        return moved
+    if type(content) in (list, tuple):
+        return type(content)(map(_on_cpu, content))
+    return content
+
+
+def unpack(file: Path, remedy: str) -> Any:
+    """The content of a file that holds the bytes of `pack`, tensors on the CPU.
+
+    Raises:
+        FileError: it is missing or damaged; the message ends in `remedy`.
+    """
+    content = read_bytes(file, remedy)
+    payload, digest = content[:-32], content[-32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise FileError(f"{file} is damaged (its checksum differs): {remedy}")
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # of someone else: what is no such content raises anything
+        what = type(error).__name__
+        raise FileError(f"{file} is damaged ({what}): {remedy}") from error
 
 
 def save_checkpoint(path: Path, run: str, content: Mapping[str, Any]) -> None:
@@ -46,8 +98,7 @@ def save_checkpoint(path: Path, run: str, content: Mapping[str, Any]) -> None:
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
-    with replacing(path) as temporary:
-        torch.save({"run": run, "random": random, **content}, temporary)
+    write_atomically(path, pack({"run": run, "random": random, **content}))
 
 
 def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
@@ -58,12 +109,11 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if content["run"] != run:
-            return None
-    except (OSError, EOFError, RuntimeError, TypeError, KeyError, UnpicklingError) as error:
-        what = type(error).__name__
-        warnings.warn(f"{path} is damaged ({what}): training starts anew", NeuralODEWarning, stacklevel=2)
+        content: dict[str, Any] = unpack(path, "training starts anew")
+    except FileError as error:
+        warnings.warn(str(error), NeuralODEWarning, stacklevel=2)
+        return None
+    if content["run"] != run:
         return None
     torch.set_rng_state(content["random"]["cpu"])
     if "cuda" in content["random"] and torch.cuda.is_available():

@@ -15,15 +15,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from neural_ode.data.densities import get_target
 from neural_ode.data.points import points, points_of_picture
-from neural_ode.errors import NonFiniteError
+from neural_ode.errors import NonFiniteError, needs
 from neural_ode.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
 from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from neural_ode.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Fit, Row, fit
 from neural_ode.training.planar import PlanarState, planar_steps
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = [
     "Likelihood",
@@ -164,7 +166,7 @@ def train_continuous(
         seed: decides the initial weights and the points.
         training: `iterations`, `batch`, `rate`, `hidden` (width of the hypernetwork), `annealing` (the share of the
             iterations after which the target counts in full), `span` (length of the flow), `records` (rows of
-            history).
+            history, at most one for each iteration).
         solver: keyword arguments of `neural_ode.solve`.
         checkpoint: see `neural_ode.training.loop.fit`.
         evaluate: gives numbers for the history, from time to time, of the flow on the CPU.
@@ -187,8 +189,8 @@ def train_continuous(
         ),
         optimizer=optimizer,
         scheduler=LambdaLR(optimizer, lambda step: rate_factor(step, steps)),
-        epochs=training["records"],
-        steps_per_epoch=steps // training["records"],
+        steps=steps,
+        epochs=min(training["records"], steps),
         evaluate=lambda model: evaluate(copy.deepcopy(cast(ContinuousFlow, model)).cpu()),
         settings={
             "objective": objective.identity,

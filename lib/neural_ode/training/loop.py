@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
-from neural_ode.errors import NonFiniteError
+from neural_ode.errors import FileError, InvalidArgumentError, NonFiniteError, needs
+from neural_ode.files import read_text
 from neural_ode.solution import Statistics
 from neural_ode.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+
+with needs("notebooks"):
+    from tqdm import tqdm
 
 __all__ = ["Fit", "Row", "fit", "history_csv", "read_history"]
 
@@ -24,6 +27,9 @@ Row = dict[str, float]
 """One epoch of the history."""
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+EMPTY = ["epoch"]
+"""The columns of a history without rows."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,15 @@ class Fit:
         batch: gives the batch of a step by its number, always the same one.
         optimizer: over the parameters of the model.
         scheduler: stepped after every step of the optimizer.
-        epochs: how often `steps_per_epoch` steps are made.
-        steps_per_epoch: how many steps make an epoch.
+        steps: how many are made.
+        epochs: into how many parts of equal length they fall, up to a step where they cannot be equal.
         evaluate: called after every epoch; its numbers go into the history.
         settings: everything that identifies the run; a checkpoint made under other settings is not resumed.
         code: the module that defines the run; neither is a checkpoint of other code.
         label: name in the progress bar.
+
+    Raises:
+        InvalidArgumentError: there is no step, no epoch, or an epoch without a step.
     """
 
     model: nn.Module
@@ -49,12 +58,23 @@ class Fit:
     batch: Callable[[int], Any]
     optimizer: Optimizer
     scheduler: LRScheduler
+    steps: int
     epochs: int
-    steps_per_epoch: int
     evaluate: Callable[[nn.Module], Mapping[str, float]]
     settings: Mapping[str, Any]
     code: Path
     label: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epochs <= self.steps:
+            raise InvalidArgumentError(
+                f"{self.label}: a training needs one epoch or more, and a step for each, got steps={self.steps}, "
+                f"epochs={self.epochs}"
+            )
+
+    def end_of(self, epoch: int) -> int:
+        """How many steps are made when so many epochs are finished."""
+        return self.steps * epoch // self.epochs
 
     @property
     def run(self) -> str:
@@ -103,11 +123,10 @@ def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
                 },
             )
 
-    total = task.epochs * task.steps_per_epoch
-    with tqdm(total=total, initial=progress.step, desc=task.label, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=task.steps, initial=progress.step, desc=task.label, unit="step", dynamic_ncols=True) as bar:
         started = time.monotonic() - progress.seconds
         saved_at = time.monotonic()
-        while progress.step < total:
+        while progress.step < task.steps:
             task.model.train()
             loss = _one_step(task, progress.step)
             stats: Statistics | None = getattr(task.model, "stats", None)
@@ -115,12 +134,13 @@ def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
             progress.seconds = time.monotonic() - started
             bar.update()
             bar.set_postfix(progress.summary(task.epochs), refresh=False)
-            if progress.step % task.steps_per_epoch == 0:
+            finished = len(progress.history)
+            if progress.step == task.end_of(finished + 1):
                 task.model.eval()
                 with torch.no_grad():
                     numbers = task.evaluate(task.model)
                 progress.seconds = time.monotonic() - started
-                progress.close_epoch(task.steps_per_epoch, numbers)
+                progress.close_epoch(progress.step - task.end_of(finished), numbers)
             elif time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
                 continue
             save()
@@ -187,13 +207,27 @@ class _Progress:
 def history_csv(history: list[Row]) -> str:
     """The rows as CSV text, a header first."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else EMPTY, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
 
 
-def read_history(text: str) -> list[Row]:
-    """The rows of `history_csv`."""
-    rows = csv.DictReader(io.StringIO(text))
-    return [{key: int(value) if value.isdigit() else float(value) for key, value in row.items()} for row in rows]
+def read_history(file: Path) -> list[Row]:
+    """The rows of a file with the text of `history_csv`.
+
+    Raises:
+        FileError: it is missing or damaged: without the line of names or without rows, unless it says that there
+            were none, or with a row that does not fit.
+    """
+    remedy = "restore it, or delete it and the weights beside it and train again"
+    first, *others = list(csv.reader(io.StringIO(read_text(file, remedy)))) or [[]]
+    if not first or not (others or first == EMPTY):
+        raise FileError(f"{file} is damaged (it holds no history): {remedy}")
+    try:
+        return [
+            {name: int(value) if value.isdigit() else float(value) for name, value in zip(first, row, strict=True)}
+            for row in others
+        ]
+    except ValueError as error:
+        raise FileError(f"{file} is damaged ({error}): {remedy}") from error

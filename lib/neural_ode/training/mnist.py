@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,10 +12,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from neural_ode.data.mnist import Mnist, ShuffledBatches, Split
-from neural_ode.errors import UnknownNameError
+from neural_ode.errors import FileError, UnknownNameError
 from neural_ode.models.mnist import mnist_net
 from neural_ode.training.loop import Fit, Row, fit, read_history
-from neural_ode.training.weights import load_weights, save_run
+from neural_ode.training.weights import load_weights, run_of, save_run
 
 __all__ = [
     "TrainedClassifier",
@@ -101,14 +100,15 @@ def classifier_task(
     model = mnist_net(name, **solver).to(device)
     batches = ShuffledBatches(data.train, training["batch_size"], seed, training["max_shift"], device)
     optimizer = SGD(model.parameters(), lr=training["peak_lr"], momentum=0.9)
+    steps = training["epochs"] * batches.steps_per_epoch
     return Fit(
         model=model,
         loss=classification_loss,
         batch=batches,
         optimizer=optimizer,
-        scheduler=learning_rate(training["schedule"], optimizer, training["epochs"] * batches.steps_per_epoch),
+        scheduler=learning_rate(training["schedule"], optimizer, steps),
+        steps=steps,
         epochs=training["epochs"],
-        steps_per_epoch=batches.steps_per_epoch,
         evaluate=lambda trained: {"validation_error": error_rate(trained, data.validation)},
         settings={
             "model": name,
@@ -143,13 +143,16 @@ def train_classifier(
         checkpoint: see `fit`.
         finished: weights that an earlier run may have saved, the history beside them. If it was this very run, of
             the same settings and code, they are loaded and nothing is trained.
+
+    Raises:
+        FileError: the weights, or the history that belongs to them, are damaged.
     """
     task = classifier_task(name, seed, data, training, solver, device)
-    if finished is not None and finished.exists():
-        with safetensors.safe_open(finished, "pt") as file:
-            same = (file.metadata() or {}).get("run") == task.run
-        if same:
-            load_weights(task.model, finished)
-            history = read_history(finished.with_suffix(".csv").read_text(encoding="utf-8"))
-            return TrainedClassifier(task.model, history, task.run)
+    if finished is not None and finished.exists() and run_of(finished) == task.run:
+        load_weights(task.model, finished)
+        history = read_history(finished.with_suffix(".csv"))
+        if len(history) != task.epochs:
+            rows = f"{len(history)} rows for {task.epochs} epochs"
+            raise FileError(f"{finished.with_suffix('.csv')} is damaged ({rows}): delete it and {finished.name}")
+        return TrainedClassifier(task.model, history, task.run)
     return TrainedClassifier(task.model, fit(task, checkpoint), task.run)
