@@ -1,13 +1,21 @@
 """The choices that solve the adjoint equation: what they keep, what they repair, what they save."""
 
 import math
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from neural_ode import Backsolve, Interpolating, InvalidArgumentError, solve
+from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.measure.memory import bytes_kept
+from neural_ode.methods import get_method
+from neural_ode.scheme import Scheme
+from neural_ode.solution import Made, Segment
+from neural_ode.state import rms_norm
+from neural_ode.step_size import Tolerance
+from neural_ode.tableaus import DOPRI5
 
 CHOICES = {
     "backsolve": Backsolve(),
@@ -116,7 +124,23 @@ def test_checkpoints_are_as_many_states_as_asked_for() -> None:
 
     state = y0.numel() * 8
     for k in (1, 4, 9):
-        assert k // 2 * state <= kept(k) - kept(0) <= k * state
+        assert max(k // 2, 1) * state <= kept(k) - kept(0) <= k * state
+
+
+def test_checkpoints_give_their_states_away() -> None:
+    """To the backward pass, which autograd frees: whoever keeps the solution does not keep them twice."""
+    scheme = Scheme(get_method("dopri5"), Tolerance(1e-3, 1e-3, rms_norm))
+    memory = Backsolve(checkpoints=3).memory(scheme)
+    states = [torch.ones(2) * number for number in range(4)]
+    references = [weakref.ref(y) for y in states]
+    for number, y in enumerate(states):
+        assert memory.record is not None
+        memory.record(Segment(Made(number, 0.1 * number, 0.0, 0.1, 1, True, None, None), y, None, ()))
+    times, found = memory.rows([0.0])
+    assert times == pytest.approx([0.1, 0.2, 0.3])
+    assert [float(y[0]) for y in found] == [1, 2, 3]
+    del states, y, found
+    assert [reference() for reference in references] == [None] * 4
 
 
 def test_interpolating_keeps_the_slopes_and_no_activations() -> None:
@@ -168,6 +192,19 @@ def test_quadrature_of_a_linear_system_in_closed_form() -> None:
 
     assert f.rate.grad is not None
     assert f.rate.grad.item() == pytest.approx((end(0.8 + 1e-5) - end(0.8 - 1e-5)) / 2e-5, rel=1e-8)
+
+
+def test_tolerances_of_the_augmented_system() -> None:
+    """Those of the state hold for the adjoint too, and the least of them for the parameters' gradients."""
+    params = [torch.zeros(2, 2), torch.zeros(1)]
+    system = AugmentedSystem(lambda t, y: y, torch.zeros(3), params)
+    own = [1e-3, 1e-6, 1e-4]
+    assert system.tolerance(1e-5) == 1e-5
+    assert system.tolerance(torch.tensor(own)).tolist() == pytest.approx([*own, *own, *[1e-6] * 5])
+    rows = AugmentedSystem(lambda t, y: y, torch.zeros(2, 3), params, Quadrature(params, DOPRI5), batched=True)
+    assert rows.tolerance(torch.tensor(own)).tolist() == [pytest.approx([*own, *own])] * 2
+    of_all = torch.logspace(-9, -3, 11)
+    assert system.tolerance(of_all) is of_all
 
 
 def test_norm_gets_what_is_solved() -> None:

@@ -309,6 +309,7 @@ def test_a_failed_backward_solve_says_so() -> None:
     with pytest.raises(MaxStepsError) as caught:
         y.sum().backward()
     assert "backward solve" in caught.value.__notes__[0]
+    assert caught.value.partial is None  # states of the augmented system are none of the user's
 
 
 class TestDocumentedToWork:

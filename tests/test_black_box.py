@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -224,10 +225,12 @@ def test_relative_tolerances_for_each_entry_are_refused(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SCIPY_SOLVERS)
 def test_tolerances_of_zero(solver: str) -> None:
-    """One of both may be zero, also where the state is zero and stays there."""
+    """One of both may be zero, also where the state is zero and stays there; SciPy has nothing to warn of."""
     y0 = torch.tensor([1.0, 0.0]).to(start(solver))
     for rtol, atol in ((1e-6, 0.0), (0.0, 1e-6)):
-        y, _ = ScipySolver(solver).integrate(decay, y0, [0, 1], rtol, atol)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            y, _ = ScipySolver(solver).integrate(decay, y0, [0, 1], rtol, atol)
         torch.testing.assert_close(y[1].real, np.exp(-1.0) * y0.real, rtol=0, atol=1e-4)
 
 
@@ -240,6 +243,14 @@ def test_step_options(solver: str, sign: int) -> None:
     times = np.unique(np.abs(f.times))
     assert np.diff(times).max() <= 0.05 * (1 + 1e-9)
     assert times[times > 1e-9].min() <= 1e-3 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("solver", SCIPY_SOLVERS)
+def test_a_first_step_longer_than_the_interval(solver: str, sign: int) -> None:
+    y, _ = ScipySolver(solver, first_step=5.0).integrate(decay, start(solver), [0, 1.5 * sign], 1e-6, 1e-6)
+    expected = torch.full((2,), np.exp(-1.5 * sign), dtype=torch.float64)
+    torch.testing.assert_close(y[1].real, expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("solver", [name for name in ODEPACK if name != "LSODA"])
@@ -321,6 +332,18 @@ def test_not_finite(solver: str) -> None:
     t, y = caught.value.partial
     assert len(t) == 3
     torch.testing.assert_close(y[1].real, torch.full((2,), np.exp(-0.2), dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["RK23", "RK45", "DOP853"])
+def test_a_slope_that_was_once_not_finite_is_not_blamed_later(solver: str) -> None:
+    """It is NaN in the first attempt, which is made again and shorter; `y = 1 / (1 - t)` blows up long after."""
+    calls = itertools.count()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return y * float("nan") if next(calls) == 3 else y**2
+
+    with pytest.raises(StepSizeUnderflowError, match=f"{solver} stopped at t = (0.999|1.000)"):
+        ScipySolver(solver).integrate(f, start(solver), [0, 2], 1e-6, 1e-6)
 
 
 @pytest.mark.parametrize("solver", SCIPY_SOLVERS)
@@ -539,6 +562,21 @@ def test_a_solver_of_ones_own_has_a_name_if_given_one() -> None:
         torch.testing.assert_close(gradient, torch.full_like(y0, np.exp(-1)), rtol=1e-3, atol=1e-3)
     finally:
         del METHODS["mine"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_a_solver_of_ones_own_gets_times_that_do_not_change_the_dtype(dtype: torch.dtype) -> None:
+    """Not even of a state of shape (), with which a time of shape () counts as much."""
+
+    def euler(f, y0: Tensor, t: Tensor, rtol: float, atol: float) -> Tensor:
+        states = [y0]
+        for start, end in itertools.pairwise(t):
+            states.append(states[-1] + (end - start) * f(start, states[-1]))
+        return torch.stack(states)
+
+    y = solve(decay, torch.ones((), dtype=dtype), [0.0, 0.5, 1.0], method=euler).y
+    assert y.dtype == dtype
+    assert y[-1].item() == 0.25
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,14 @@ def test_an_estimate_decides_where_its_interval_is_narrow(low: float, high: floa
     assert decide(within, {"way": {"estimate": 0, "low": low, "high": high}}, "quick") is verdict
 
 
+def test_a_share_has_an_interval_of_its_own() -> None:
+    ways = {"way": {"share_low": 0.4, "share_high": 0.6}}
+    assert decide(claim(share_low="> 0.5"), ways, "quick") is Verdict.UNDECIDED
+    assert decide(claim(share_high="< 0.5"), ways, "quick") is Verdict.UNDECIDED
+    assert decide(claim(share_low="> 0.7"), ways, "quick") is Verdict.FAILS
+    assert decide(claim(share_high="< 0.3"), ways, "quick") is Verdict.FAILS
+
+
 def test_without_the_other_end_a_condition_decides() -> None:
     assert decide(claim(low="> 0"), {"a": {"low": -1.0, "high": None}}, "quick") is Verdict.FAILS
 
@@ -141,7 +149,8 @@ def test_one_way_of_measuring_that_fails_is_enough() -> None:
 def test_a_claim_waits_for_its_scale() -> None:
     ways = {"a": {"estimate": 1.0}}
     assert decide(claim("paper", estimate="> 0"), ways, "quick") is Verdict.UNTESTED
-    assert decide(claim("paper", estimate="> 0"), ways, "paper") is Verdict.HOLDS
+    for full in ("paper", "gpu"):
+        assert decide(claim("paper", estimate="> 0"), ways, full) is Verdict.HOLDS
     assert decide(claim("paper", estimate="> 0"), ways, "medium") is Verdict.UNTESTED
     assert decide(claim(estimate="> 0"), ways, "medium") is Verdict.HOLDS
     assert decide(claim(estimate="> 0"), {}, "paper") is Verdict.UNTESTED

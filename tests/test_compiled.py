@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,15 +16,17 @@ import neural_ode.compiled.forward
 import neural_ode.compiled.graphs
 from neural_ode import (
     Backsolve,
+    Callbacks,
     MaxStepsError,
     NeuralODEWarning,
+    PIDController,
     Statistics,
     StepSizeUnderflowError,
     odeint,
     odeint_adjoint,
     solve,
 )
-from neural_ode.compiled import compiled_adjoint, compiled_integrate
+from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
 from neural_ode.compiled.graphs import Bounded, compiled_so_far
 from neural_ode.integrate import integrate
 from neural_ode.methods import get_method
@@ -124,13 +127,20 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
         y0 = start().double().requires_grad_()
         t = (sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)).requires_grad_()
         stats = Statistics()
-        y = run(f, y0, t, scheme(1e-7), stats).y
+        _, y, next_step, _ = run(f, y0, t, scheme(1e-7), stats)
         gradients = torch.autograd.grad(
             (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [y0, t, *f.parameters()]
         )
-        found.append((stats, y, *gradients))
-    (plain, *expected), (compiled, *values) = found
+        found.append((stats, next_step, y, *gradients))
+    (plain, then, *expected), (compiled, next_step, *values) = found
     assert (plain.nfe, plain.accepted, plain.rejected) == (compiled.nfe, compiled.accepted, compiled.rejected)
+    assert next_step == pytest.approx(then, rel=1e-6)
+    # Cut to a thirtieth at the end, a step is followed by one as long as was planned.
+    *before, planned = plain.step_sizes[:4]
+    end = torch.tensor([0.0, sum(before) + planned / 30], dtype=torch.float64)
+    with torch.no_grad():
+        cut = compiled_integrate(f, y0, end, scheme(1e-7), Statistics())
+    assert cut.next_step == pytest.approx(planned, rel=1e-6)
     assert compiled.step_sizes == pytest.approx(plain.step_sizes, rel=1e-6)
     for ours, theirs in zip(values, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -159,7 +169,56 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
         assert getattr(plain.per_sample, name).tolist() == getattr(compiled.per_sample, name).tolist()
     assert len(set(compiled.per_sample.nfe.tolist())) > 1
     assert plain.nfe == compiled.nfe
+    with torch.no_grad(), pytest.raises(CannotCompile, match="too many steps"):
+        compiled_integrate(f, y0, t, scheme(1e-7, max_steps=3), Statistics(), batched=True)
     for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": get_method("rk4")}, "rk4"),
+        ({"method": get_method("kvaerno5")}, "kvaerno5"),
+        ({"step_size": 0.1}, "error control"),
+        ({"controller": PIDController()}, "PIDController"),
+        ({"step_t": (0.5,)}, "step_t"),
+        ({"jump_t": (0.5,)}, "jump_t"),
+        ({"callbacks": Callbacks(accept=print)}, "callbacks"),
+    ],
+)
+def test_what_the_graph_does_not_do_is_left_to_the_loop(change: dict[str, Any], words: str) -> None:
+    y0, t = start().double(), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(CannotCompile, match=words):
+        compiled_integrate(Smooth(), y0, t, replace(scheme(1e-7), **change), Statistics())
+
+
+def test_dynamics_that_a_graph_would_get_wrong() -> None:
+    """They draw random numbers, or have parameters that the backward pass would not know of; and autocast is on."""
+    y0, t = start(), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    scale, f = torch.ones(2, requires_grad=True), nn.Linear(2, 2)
+    for field, words in (
+        (lambda t, y: -y + 0 * torch.randn_like(y), "random numbers"),
+        (lambda t, y: scale * y, "require gradients"),
+        (lambda t, y: scale * f(y), "require gradients"),
+    ):
+        with pytest.raises(CannotCompile, match=words):
+            compiled_integrate(field, y0, t, scheme(1e-3), Statistics())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(CannotCompile, match="autocast"):
+        compiled_integrate(lambda t, y: f(y), y0, t, scheme(1e-3), Statistics())
+
+
+def test_more_steps_than_one_graph_records() -> None:
+    """Times, states and gradients go on from one record to the next, and back through all of them."""
+    f, found = Smooth(), []
+    for run in (integrate, compiled_integrate):
+        y0 = start().double().requires_grad_()
+        t = torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64, requires_grad=True)
+        stats = Statistics()
+        y = run(f, y0, t, scheme(1e-7, max_step=0.015), stats).y
+        assert stats.accepted > 2 * 64
+        found.append([y, *torch.autograd.grad(y.square().sum(), [y0, t, *f.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -188,7 +247,12 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
         y = integrate(f, start().double(), t, scheme(1e-9), Statistics()).y
     grad_y = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
     stats, plain = Statistics(), Statistics()
-    backward = scheme(1e-7)
+    by_loop = solve(f, y[0].clone(), t, rtol=1e-9, atol=1e-9, gradient=Backsolve(rtol=1e-7, atol=1e-7))
+    torch.autograd.grad(by_loop.y, params, grad_y)
+    counts = by_loop.stats.backward
+    assert counts is not None
+    # Enough from each observation to the next, too few for all intervals together.
+    backward = scheme(1e-7, max_steps=counts.accepted + counts.rejected - 1)
 
     def norm(parts: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([rms_norm(part) for part in parts]).amax()
@@ -199,7 +263,9 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
     expected = torch.autograd.grad(again, [y0, *params], grad_y)
     for ours, theirs in zip((a, *gradients), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (stats.accepted, stats.rejected) == (counts.accepted, counts.rejected)
     assert stats.accepted > 3
+    # Twice to begin, once for each interval.
     assert stats.nfe == 2 + 3 + 6 * (stats.accepted + stats.rejected)
 
 

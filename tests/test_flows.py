@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,16 @@ from neural_ode.models.flows import (
 )
 from neural_ode.models.flows.continuous import autograd_trace, hutchinson_trace
 from neural_ode.models.flows.discrete import constrained
-from neural_ode.training.flows import Likelihood, Matching, rate_factor, train_continuous, train_planar
+from neural_ode.training.flows import (
+    Likelihood,
+    Matching,
+    PictureLikelihood,
+    _chunk,
+    _weight,
+    rate_factor,
+    train_continuous,
+    train_planar,
+)
 from neural_ode.training.planar import PlanarState, _step, planar_gradient, planar_steps
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -384,13 +394,13 @@ QUICK = {"iterations": 40, "batch": 64, "rate": 0.02, "hidden": 8, "annealing": 
 LOOSE = {"rtol": 1e-3, "atol": 1e-3}
 
 
+def refuse(*_: object) -> None:
+    raise CannotCompile("there is no compiler")
+
+
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planar flows without a compiler: one test above compiles them."""
-
-    def refuse(*_: object) -> None:
-        raise CannotCompile("there is no compiler")
-
     monkeypatch.setattr("neural_ode.training.planar.call", refuse)
 
 
@@ -434,9 +444,85 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("eager")
+def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes a second further whenever it is looked at."""
+    monkeypatch.setattr("neural_ode.training.flows.CHUNK", 20)
+    monkeypatch.setattr("neural_ode.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    clock = iter(range(1000))
+    monkeypatch.setattr("neural_ode.training.flows.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    calls = iter([None, KeyboardInterrupt])
+
+    def interrupted(*arguments):
+        if error := next(calls, None):
+            raise error
+        return planar_steps(*arguments)
+
+    monkeypatch.setattr("neural_ode.training.flows.planar_steps", interrupted)
+    file, run = tmp_path / "a.pt", ([Likelihood("two moons")], 3, [0], QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        train_planar(*run, file)
+    first = torch.load(file)["seconds"]
+    train_planar(*run, file)
+    assert 0 < first < torch.load(file)["seconds"]
+    assert train_planar(*run, file)[1] > torch.load(file)["seconds"]
+
+
+@pytest.mark.usefixtures("eager")
 def test_divergence_of_training_is_reported() -> None:
     with pytest.raises(NonFiniteError, match="lower the learning rate"):
         train_planar([Likelihood("two moons")], 3, [0], {**QUICK, "iterations": 2, "rate": float("inf")})
+
+
+def test_every_step_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for the same seed and step, other ones for another seed or step."""
+    tasks = []
+    monkeypatch.setattr("neural_ode.training.flows.fit", lambda task, checkpoint: tasks.append(task))
+    for seed in (0, 1):
+        train_continuous(Likelihood("two moons"), 2, seed, QUICK, LOOSE)
+    drawn = [task.batch(step)[0] for task in tasks for step in (0, 1)]
+    assert torch.equal(drawn[0], tasks[0].batch(0)[0])
+    chunks = [_chunk([Likelihood("two moons")], [0, 1], QUICK, first, 20)[0] for first in (0, 20)]
+    assert chunks[0].shape == (20, 2, 64, 2)
+    drawn += [chunk[:, row].flatten(0, 1) for chunk in chunks for row in (0, 1)]
+    drawn += [Matching("U1").inputs(64, (0, step)) for step in (0, 1, 2)]
+    for k, one in enumerate(drawn):
+        assert not any(torch.equal(one, other) for other in drawn[:k])
+
+
+@pytest.mark.usefixtures("eager")
+def test_planar_flows_trained_together_are_those_trained_alone() -> None:
+    """Each for its own target, from its own seed, and each gets its own parameters back."""
+    objectives, training = [Matching("U1"), Matching("U3")], {**QUICK, "iterations": 5, "annealing": 0.5}
+    together, _ = train_planar(objectives, 2, [0, 1], training)
+    assert list(together) == [("U1", 0), ("U1", 1), ("U3", 0), ("U3", 1)]
+    for objective in objectives:
+        for seed in (0, 1):
+            alone = train_planar([objective], 2, [seed], training)[0][objective.name, seed]
+            for a, b in zip(together[objective.name, seed].parameters(), alone.parameters(), strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_energy_of_the_base_distribution() -> None:
+    x, y = cloud().unbind(1)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    constant = Likelihood("two moons").energy(x, y) + normal.log_prob(x) + normal.log_prob(y)
+    torch.testing.assert_close(constant, torch.full_like(x, -math.log(2 * math.pi)))
+
+
+def test_weight_of_an_annealed_target() -> None:
+    """From 0.01 to 1 over a half of 100 steps, and at once without annealing."""
+    assert [_weight(step, 100, 0.5) for step in (0, 25, 49, 50, 99)] == pytest.approx([0.01, 0.51, 0.99, 1, 1])
+    assert _weight(0, 100, 0.0) == 1
+    flow, z = ContinuousFlow(planar(), 2, **TIGHT), cloud()
+    x, log_prob = flow.push_forward(z)
+    expected = (log_prob + 0.3 * get_target("U1").potential(x[:, 0], x[:, 1])).mean()
+    torch.testing.assert_close(Matching("U1").loss(flow, z, 0.3), expected)
+
+
+def test_pictures_are_told_apart() -> None:
+    """By what they show, so that one is not trained on with the checkpoint of another."""
+    first, other = (PictureLikelihood("face", picture) for picture in ([[0, 1]], [[1, 0]]))
+    assert first.identity == PictureLikelihood("face", [[0, 1]]).identity != other.identity
 
 
 def test_learning_rate_falls_in_the_second_half() -> None:

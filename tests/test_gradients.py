@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neural_ode import (
     Backsolve,
+    Callbacks,
     InvalidArgumentError,
     Statistics,
     StepSizeUnderflowError,
@@ -236,9 +237,11 @@ def test_only_what_requires_gradients_gets_them() -> None:
         assert not solve(f, y0, t, gradient="backsolve").y.requires_grad
 
 
-def test_backward_statistics_and_own_settings() -> None:
+@pytest.mark.parametrize("moving", [False, True])
+def test_backward_statistics_and_own_settings(moving: bool) -> None:
     f, y0, t, weights = problem()
-    solution = solve(f, y0, t.detach(), rtol=1e-4, atol=1e-4, gradient=Backsolve(rtol=1e-9, atol=1e-9))
+    t.requires_grad_(moving)
+    solution = solve(f, y0, t, rtol=1e-4, atol=1e-4, gradient=Backsolve(rtol=1e-9, atol=1e-9))
     assert solution.stats.backward is None
     calls = 0
     forward = f.forward
@@ -253,6 +256,10 @@ def test_backward_statistics_and_own_settings() -> None:
     assert isinstance(solution.stats.backward, Statistics)
     assert solution.stats.backward.nfe == calls
     assert solution.stats.backward.nfe > 3 * solution.stats.nfe
+    # One evaluation at the start of each of three intervals, another to choose the first step of all, six of dopri5
+    # for a step; and f at each of the four times, for their gradients.
+    steps = solution.stats.backward.accepted + solution.stats.backward.rejected
+    assert calls == 3 + 1 + 6 * steps + 4 * moving
     assert all(h < 0 for h in solution.stats.backward.step_sizes)
 
 
@@ -268,12 +275,27 @@ def test_norm_of_the_backward_solve_gets_the_parts() -> None:
     assert shapes == {((4, 2), (4, 2), *(tuple(p.shape) for p in f.parameters()))}
 
 
-def test_backward_twice_and_retained_graph() -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_backward_twice_and_retained_graph(gradient: str) -> None:
+    """The same gradient each time, and the statistics of the last time."""
     f, y0, t, weights = problem()
-    loss = (solve(f, y0, t, gradient="backsolve").y * weights).sum()
-    (first,) = torch.autograd.grad(loss, y0, retain_graph=True)
-    (second,) = torch.autograd.grad(loss, y0)
-    assert torch.equal(first, second)
+    solution = solve(f, y0, t, gradient=gradient)
+    found, nfe = [], []
+    for _ in range(2):
+        found += torch.autograd.grad((solution.y * weights).sum(), y0, retain_graph=True)
+        nfe.append(None if solution.stats.backward is None else solution.stats.backward.nfe)
+    assert torch.equal(*found)
+    assert nfe[0] == nfe[1]
+    assert (nfe[0] is None) == (gradient == "direct")
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_nothing_to_solve(gradient: str) -> None:
+    f, y0 = Linear(-0.8), torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    y = solve(f, y0, [0.3], gradient=gradient).y
+    by_y0, by_rate = torch.autograd.grad(y.sum(), [y0, f.rate], allow_unused=True)
+    assert torch.equal(by_y0, torch.ones_like(y0))
+    assert by_rate is None or by_rate == 0
 
 
 def test_second_derivatives_of_direct() -> None:
@@ -302,6 +324,39 @@ def test_a_backward_method_of_its_own_does_not_inherit_the_step() -> None:
         assert f.rate.grad is not None
         errors.append(abs(f.rate.grad.item() - 5 * math.exp(-4)))
     assert errors[1] < 1e-7 < errors[0]
+
+
+@pytest.mark.parametrize("back", [{"method": "dopri5", "rtol": 1e-9, "atol": 1e-9}, {"step_size": 0.01}])
+def test_backward_steps_of_ones_own_replace_a_grid(back: dict) -> None:
+    """The grid of the forward solve has four steps in all, between which nothing may be lost on the way back."""
+    f, y0 = Linear(-0.8), torch.ones(1, dtype=torch.float64)
+    grid = {"method": "rk4", "grid": lambda t: torch.linspace(float(t[0]), float(t[-1]), 5, dtype=t.dtype)}
+    solution = solve(f, y0, [0.0, 5.0], gradient=Backsolve(**back), **grid)
+    solution.y[-1].sum().backward()
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.accepted > 10
+    assert f.rate.grad is not None
+    # Along the adjoint exp(-0.8 (5 - t)) with the state that the forward solve ended at.
+    assert f.rate.grad.item() == pytest.approx(5 * solution.y[-1].item(), rel=1e-6)
+
+
+def test_the_backward_solve_chooses_its_own_first_step() -> None:
+    f, y0 = Linear(-0.8), torch.ones(1, dtype=torch.float64)
+    solution = solve(f, y0, [0.0, 5.0], first_step=1e-6, gradient="backsolve", rtol=1e-5, atol=1e-5)
+    solution.y[-1].sum().backward()
+    assert solution.stats.step_sizes[0] == 1e-6
+    assert solution.stats.backward is not None
+    assert solution.stats.backward.step_sizes[0] < -1e-3
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_callbacks_are_those_of_the_forward_solve(gradient: str) -> None:
+    seen: list[float] = []
+    calls = Callbacks(accept=lambda t, y, h: seen.append(float(t)))
+    solution = solve(Linear(-0.8), torch.ones(1).double(), [0.0, 1.0], gradient=gradient, callbacks=calls)
+    assert len(seen) == solution.stats.accepted
+    solution.y[-1].sum().backward()
+    assert len(seen) == solution.stats.accepted
 
 
 def test_max_steps_counts_each_solve_by_itself() -> None:

@@ -27,7 +27,8 @@ from neural_ode.implicit_tableaus import (
     TRBDF2,
     ImplicitTableau,
 )
-from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
+from neural_ode.methods import implicit_runge_kutta
+from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta, _extrapolation
 from neural_ode.state import Dynamics, rms_norm
 from neural_ode.step_size import IntegralController, Tolerance, initial_step
 from test_tableaus import density, symmetry, trees
@@ -462,6 +463,22 @@ def test_a_looser_tolerance_takes_fewer_evaluations() -> None:
     assert nfe[0] < nfe[1] < nfe[2]
 
 
+@pytest.mark.parametrize(
+    ("f", "h"),
+    [(lambda t, y: -5 * y**3, 0.2), (lambda t, y: torch.cos(t) - 4 * y**2, 0.05)],
+    ids=["cubic", "square"],
+)
+def test_stages_are_as_exact_as_a_hundredth_of_the_tolerance(f: Dynamics, h: float) -> None:
+    """Beside an iteration to rounding; where it converges slowly, the last correction is less than the error."""
+    method, y, rtol = ImplicitRungeKutta(KVAERNO3), tensor(2.0), 1e-4
+    step = method.bind(Tolerance(rtol, rtol, rms_norm)).step(f, scalar(0), y, h, None)
+    exact = method.step(f, scalar(0), y, h, None)
+    assert step.nfe < exact.nfe
+    slopes = torch.stack(step.dense) - torch.stack(exact.dense)
+    stages = h * torch.tensor([[float(x) for x in row] for row in KVAERNO3.a], dtype=torch.float64) @ slopes
+    assert 0 < float(stages.abs().max()) <= 0.01 * (rtol + rtol * 2.0)
+
+
 def test_fixed_methods_do_not_depend_on_the_tolerance() -> None:
     method = ImplicitRungeKutta(GL4)
     assert method.bind(Tolerance(1e-1, 1e-1, rms_norm)) is method
@@ -609,6 +626,24 @@ def test_the_last_slope_is_the_first_guess_of_the_next_step(tableau: ImplicitTab
     unknown = method.step(pendulum, scalar(0), y, 0.01, None)
     assert known.nfe < unknown.nfe
     assert torch.allclose(known.y1, unknown.y1, rtol=1e-14)
+
+
+def test_first_guesses_follow_a_line_through_the_nearest_nodes() -> None:
+    """Through the two nearest ones, the latest where nodes are equal; a constant through a single one."""
+    assert _extrapolation([0.0, 0.5], 1.0) == pytest.approx([-1.0, 2.0])
+    assert _extrapolation([0.0, 0.25, 1.0], 0.5) == pytest.approx([-1.0, 2.0, 0.0])
+    assert _extrapolation([0.0, 0.5, 0.5], 1.0) == pytest.approx([-1.0, 0.0, 2.0])
+    assert _extrapolation([0.0, 1.0], 1.0) == pytest.approx([0.0, 1.0])
+    assert _extrapolation([0.3], 1.0) == [1.0]
+
+
+def test_first_guesses_save_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    tolerance, nfe = Tolerance(1e-6, 1e-6, rms_norm), []
+    for _ in range(2):
+        method = ImplicitRungeKutta(KVAERNO5, tolerance=tolerance)
+        nfe.append(method.step(pendulum, scalar(0), tensor(1.0, 0.5), 0.3, None).nfe)
+        monkeypatch.setattr(implicit_runge_kutta, "_extrapolation", lambda nodes, node: [0.0] * len(nodes))
+    assert nfe[0] < nfe[1]
 
 
 @pytest.mark.parametrize("tableau", [GL4, SDIRK2, KVAERNO5], ids=lambda tableau: str(tableau.name))

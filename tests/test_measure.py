@@ -1,5 +1,7 @@
 """Counting memory, and fitting lines."""
 
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +12,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
 from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
 from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
+from neural_ode.measure.timing import seconds_of
 
 
 def test_bytes_kept_counts_each_storage_once() -> None:
@@ -42,20 +45,21 @@ def test_bytes_kept_leaves_out_what_was_dropped() -> None:
     assert bytes_kept(forward, [x]) == 0  # sin saves x
 
 
-def allocate(megabytes: int) -> int:
+def allocate(megabytes: int, before: int) -> int:
     def work(megabytes: int) -> None:
         block = torch.zeros(megabytes * 2**18)  # float32
         block += 1
         del block
         torch.ones(2**18)
 
-    work(1)  # starts PyTorch's threads
+    work(before)  # starts PyTorch's threads
     return peak_memory(lambda: work(megabytes), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("megabytes", [8, 64])
-def test_peak_memory_sees_what_is_freed_again(megabytes: int) -> None:
-    peak = in_fresh_process(allocate, megabytes) / 2**20
+@pytest.mark.parametrize(("megabytes", "before"), [(8, 1), (64, 1), (8, 64)])
+def test_peak_memory_sees_what_is_freed_again(megabytes: int, before: int) -> None:
+    """And not what was freed before."""
+    peak = in_fresh_process(allocate, megabytes, before) / 2**20
     assert megabytes * 0.95 < peak < megabytes * 1.1 + 1
 
 
@@ -91,6 +95,12 @@ def test_memory_orders() -> None:
     assert len(set(kept["reversible"])) == 1
     for depth, log in zip((24, 48, 72), kept["recursive_checkpoint, log"], strict=True):
         assert 2 * state < log <= checkpoint_bound(depth, 2)
+
+
+def test_seconds_are_those_of_the_work() -> None:
+    """From its beginning to its end."""
+    seconds = seconds_of(lambda: time.sleep(0.05), torch.device("cpu"))
+    assert 0.05 <= seconds < 5
 
 
 def test_line_and_its_interval() -> None:
@@ -138,7 +148,7 @@ def test_means_and_proportions() -> None:
 
 def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
-    assert rank_correlation([1, 2, 3], [7, 7, 7]) == 0.0
+    assert rank_correlation([1, 2, 3], [7, 7, 7]) == rank_correlation([7, 7, 7], [1, 2, 3]) == 0.0
 
 
 def test_a_ratio_and_its_inverse_say_the_same() -> None:

@@ -101,6 +101,32 @@ def test_a_row_that_blows_up_does_not_spoil_the_gradients_of_others() -> None:
     torch.testing.assert_close(y0.grad, exact, rtol=1e-3, atol=1e-6)
 
 
+def test_a_row_that_blows_up_does_not_shorten_the_steps_of_others() -> None:
+    """Nor are its attempts forgotten."""
+    y0 = torch.tensor([[1.0], [1e3]], dtype=torch.float64)
+    how = {"first_step": 1.0, "rtol": 1e-6, "atol": 1e-6}
+    together = solve(lambda t, y: -(y**3), y0, [0.0, 1.0], batched=True, **how).stats.per_sample
+    alone = [solve(lambda t, y: -(y**3), row, [0.0, 1.0], **how).stats for row in y0]
+    assert together is not None
+    assert together.accepted.tolist() == [stats.accepted for stats in alone]
+    assert together.rejected.tolist() == [stats.rejected for stats in alone]
+    assert alone[1].rejected > 5
+
+
+def test_limits_of_the_steps() -> None:
+    """Four steps of a quarter: none may be shorter, whatever the error, and then none longer."""
+    y0, t = states(), [0.0, 1.0]
+    short = solve(van_der_pol, y0, t, batched=True, rtol=1e-12, atol=1e-14, min_step=0.25).stats.per_sample
+    loose = {"batched": True, "rtol": 0.1, "atol": 0.1, "first_step": 1.0, "max_step": 0.25}
+    long = solve(van_der_pol, y0, t, max_steps=4, **loose).stats.per_sample
+    for counts in (short, long):
+        assert counts is not None
+        assert counts.accepted.tolist() == [4] * 5
+        assert not counts.rejected.any()
+    with pytest.raises(MaxStepsError, match="3 steps"):
+        solve(van_der_pol, y0, t, max_steps=3, **loose)
+
+
 @pytest.mark.parametrize("shape", [(0, 2), (1, 2), (3,), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
 def test_shapes_and_dtypes(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -232,6 +232,13 @@ def test_what_varies_is_taken_out() -> None:
     assert [output.text for output in cleaned.cells[1].outputs] == ["ab"]
 
 
+def test_a_widget_leaves_the_words_beside_it() -> None:
+    shown = {"text/plain": "a slider", "application/vnd.jupyter.widget-view+json": {"model_id": "gone"}}
+    made = notebook("slider")
+    made.cells[1].outputs = [nbformat.v4.new_output("display_data", shown)]
+    assert clean(made).cells[1].outputs[0].data == {"text/plain": "a slider"}
+
+
 def test_a_warning_beside_a_progress_bar_stays() -> None:
     made = notebook("1")
     bars = ["\rx:   0%|    | 0/3 [00:00<?, ?it/s]", "\rx:  33%|█   | 1/3 [00:01<00:02, 1s/it]"]
@@ -526,6 +533,14 @@ def test_the_runner_publishes_results(project: Path) -> None:
     assert (project / "figures" / "quick" / "07_toy.ipynb").read_text() == executed  # byte for byte
 
 
+def test_a_notebook_that_runs_with_its_defaults_runs_as_it_stands(project: Path) -> None:
+    (project / "params" / "quick.yaml").write_text("toy: {value: 1}\n")
+    assert runner.main(["07_toy.ipynb"]) == 0
+    executed = (project / "figures" / "quick" / "07_toy.ipynb").read_text()
+    assert "value 1 resumed False" in executed
+    assert "injected-parameters" not in executed
+
+
 def test_a_failing_cell_loses_nothing(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert runner.main(["07_toy.ipynb"]) == 0
     before = {p: p.read_bytes() for p in (project / "figures" / "quick").iterdir()}
@@ -564,13 +579,15 @@ def test_a_dead_kernel_is_reported(project: Path, capfd: pytest.CaptureFixture[s
 
 def test_results_that_are_no_longer_made_go_away(project: Path) -> None:
     assert runner.main(["07_toy.ipynb"]) == 0
-    stale = project / "figures" / "quick" / "07_toy_old.svg"
-    other = project / "figures" / "quick" / "08_other.svg"
-    for path in (stale, other):
-        path.write_text("<svg/>")
+    figures, runs = (project / part / "quick" for part in ("figures", "runs"))
+    stale = [figures / "07_toy_old.svg", runs / "07_toy" / "old" / "a.csv"]
+    others = [figures / "08_other.svg", runs / "08_other" / "a.csv"]
+    for path in (*stale, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("made before")
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert not stale.exists()
-    assert other.exists()
+    assert not any(path.exists() for path in stale)
+    assert all(path.exists() for path in others)
     assert list((project / ".staging" / "quick").iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -13,7 +14,14 @@ from neural_ode.data.oscillators import END, draw_oscillators, oscillator_rate
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.models.joint import JointModel
 from neural_ode.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
-from neural_ode.training.poisson import RateModel, train_rate, true_log_likelihood
+from neural_ode.training.poisson import (
+    RateModel,
+    joint_rates,
+    relative_squared_error,
+    train_joint,
+    train_rate,
+    true_log_likelihood,
+)
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -190,6 +198,44 @@ def test_a_learned_rate_is_nearer_to_the_true_one_than_the_mean_rate() -> None:
     again = [train_rate("periodic", events, events, seed, short, solver)[0].z0 for seed in (0, 0, 1)]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
+
+
+def test_each_sequence_has_its_own_likelihood() -> None:
+    """Of a model with one rate for all, against its rate on a fine grid; sequences of different lengths."""
+    events = draw_events("periodic", 4, 1)
+    assert len(set(events.lengths.tolist())) > 1
+    model = RateModel(3, events.end, **TIGHT).double()
+    grid = torch.linspace(0, events.end, 20_001, dtype=torch.float64)
+    with torch.no_grad():
+        found, rate = model.log_likelihood(events), model.rate(grid).numpy()
+    for row, n in enumerate(events.lengths.tolist()):
+        logs = np.log(np.interp(events.times[row, :n].numpy(), grid.numpy(), rate)).sum()
+        assert float(found[row]) == pytest.approx(logs - np.trapezoid(rate, grid.numpy()), abs=1e-4)
+
+
+def test_relative_squared_error() -> None:
+    """Of curves a tenth too high, half a period out of phase, and right; over whole periods sin² is 1/2."""
+    t = torch.linspace(0, 4 * math.pi, 10_001, dtype=torch.float64)
+    truth = torch.stack([2 + t.sin(), t.sin(), t.cos()])
+    found = relative_squared_error(torch.stack([1.1 * (2 + t.sin()), -t.sin(), t.cos()]), truth, t)
+    torch.testing.assert_close(found, torch.tensor([0.01, 4.0, 0.0], dtype=torch.float64), rtol=1e-6, atol=1e-12)
+
+
+def test_histories_are_of_test_sequences() -> None:
+    train, test = draw_events("periodic", 6, 0), draw_events("periodic", 5, 1)
+    training = {"steps": 2, "batch_size": 3, "lr": 0.01}
+    model, history = train_rate("periodic", train, test, 0, training, {})
+    with torch.no_grad():
+        excess = (true_log_likelihood("periodic", test) - model.log_likelihood(test)).mean()
+    assert history[-1]["excess"] == pytest.approx(float(excess), rel=1e-5)
+    pairs, others = draw_oscillators(6, 0.1, 0), draw_oscillators(5, 0.1, 1)
+    joint, history = train_joint(pairs, others, 0, training, 0.1, {})
+    times = torch.linspace(0, END, 501, dtype=torch.float64)
+    found, errors = joint_rates(joint, others, times), []
+    for row, phase in enumerate(others.phase):
+        truth = 2 + 1.8 * torch.sin(phase + times)
+        errors.append(torch.trapezoid((found[row] - truth) ** 2, times) / torch.trapezoid(truth**2, times))
+    assert history[-1]["error"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
 
 
 def test_joint_model_reads_only_what_was_observed() -> None:

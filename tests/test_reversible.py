@@ -114,6 +114,14 @@ def test_is_the_gradient_of_the_reversible_solve(how: dict, case: str) -> None:
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9 * float(a.detach().abs().max()))
 
 
+def test_steps_of_a_grid_lead_through_the_outputs() -> None:
+    """Equal ones from each output to the next, not longer than asked for; 0.1 + 0.2 is a little more than 0.3."""
+    y0, t = torch.ones(1, dtype=torch.float64), [0.0, 0.1 + 0.2, 0.55]
+    how = {"method": "rk4", "step_size": 0.1, "gradient": "reversible", "params": ()}
+    steps = solve(lambda t, y: -y, y0, t, **how).stats.step_sizes
+    assert steps == pytest.approx([0.1] * 3 + [0.25 / 3] * 3)
+
+
 def test_agrees_with_direct_up_to_discretisation() -> None:
     f = Field()
     y0, t = start()

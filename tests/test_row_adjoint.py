@@ -122,6 +122,14 @@ def test_the_backward_solve_has_its_own_method_tolerances_and_counts() -> None:
     assert len(set(loose.stats.per_sample.accepted.tolist())) > 1
 
 
+def test_every_evaluation_of_the_backward_solve_is_counted() -> None:
+    field, y0, calls = Field(), rows(), []
+    solution = solve(field, y0, OWN, gradient="backsolve", batched=True, rtol=1e-4, atol=1e-5)
+    field.register_forward_hook(lambda *_: calls.append(1))
+    solution.y.square().sum().backward()
+    assert solution.stats.backward.nfe == len(calls)
+
+
 def test_compiled_forwards() -> None:
     field, y0 = Field(torch.float32), rows().detach().float().requires_grad_()
     how = {"rtol": 1e-5, "atol": 1e-6}

@@ -100,6 +100,16 @@ def test_third_derivative_in_closed_form(choice: str) -> None:
         assert y.item() == pytest.approx(1.5**order * exact, rel=1e-6)
 
 
+@pytest.mark.parametrize("choice", ["backsolve", "recursive_checkpoint", "interpolating", "reversible"])
+def test_third_derivative_with_respect_to_the_state(choice: str) -> None:
+    """y' = y²: y0 / (1 - y0 t), whose derivatives are n! tⁿ⁻¹ / (1 - y0 t)ⁿ⁺¹."""
+    y0 = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    y = solve(lambda t, y: y**2, y0, [0.0, 0.5], rtol=1e-9, atol=1e-10, params=(), gradient=choice).y[-1]
+    for order in (1, 2, 3):
+        (y,) = torch.autograd.grad(y, y0, create_graph=True)
+        assert y.item() == pytest.approx(math.factorial(order) * 0.5 ** (order - 1) / 0.6 ** (order + 1), rel=1e-6)
+
+
 def test_first_derivative_is_the_same_with_a_graph() -> None:
     y0, t, *params = inputs()
     for choice in CHOICES:

@@ -12,15 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neural_ode import (
+    Callbacks,
     InvalidArgumentError,
     MaxStepsError,
+    NeuralODEWarning,
     NonFiniteError,
     SolverError,
+    Statistics,
     StepSizeUnderflowError,
     UnknownNameError,
     solve,
 )
+from neural_ode.integrate import integrate
 from neural_ode.methods import get_method
+from neural_ode.scheme import Scheme
+from neural_ode.state import rms_norm
+from neural_ode.step_size import Tolerance
 
 METHODS = {name: get_method(name) for name in ("euler", "midpoint", "rk4", "dopri5")}
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
@@ -309,6 +316,15 @@ def test_dense_output_reaches_both_ends() -> None:
         torch.testing.assert_close(solution.dense(start), solution.y[0])
 
 
+@pytest.mark.parametrize("end", [3.0, -3.0])
+def test_dense_output_just_outside_of_the_interval(end: float) -> None:
+    """Where rounded times may lie: the first and the last step are continued."""
+    dense = solve(driven, torch.ones(1, dtype=torch.float64), [0.0, end], dense=True).dense
+    assert dense is not None
+    for t in (-1e-3 * end, 1.001 * end):
+        assert dense.packed(t).item() == pytest.approx(math.exp(math.sin(t)), rel=1e-5)
+
+
 def test_a_given_first_step_is_taken() -> None:
     solution = solve(driven, torch.ones(1), [0.0, 1.0], first_step=1e-3)
     assert solution.stats.step_sizes[0] == 1e-3
@@ -339,6 +355,123 @@ def test_step_size_underflow() -> None:
 def test_max_steps() -> None:
     with pytest.raises(MaxStepsError, match=r"3 steps .* reached t = 0\.\d+.*max_steps"):
         solve(oscillator, torch.tensor([1.0, 0.0]), [0.0, 100.0], max_steps=3)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_steps_are_counted_from_one_output_to_the_next(compile: bool) -> None:
+    """Four steps of a quarter each time."""
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    how = {"rtol": 0.1, "atol": 0.1, "max_step": 0.25, "compile": compile}
+    with torch.no_grad():
+        solution = solve(oscillator, y0, torch.arange(11.0), max_steps=4, **how)
+        with pytest.raises(MaxStepsError, match=r"3 steps .* from t = 0.0 to 1.0"):
+            solve(oscillator, y0, torch.arange(11.0), max_steps=3, **how)
+    assert solution.stats.accepted == 40
+
+
+def test_steps_of_a_grid_are_counted_from_the_start() -> None:
+    y0 = torch.ones(1, dtype=torch.float64)
+    assert solve(driven, y0, [0.0, 0.5, 1.0], method="rk4", step_size=0.25, max_steps=4).stats.accepted == 4
+    with pytest.raises(MaxStepsError, match=r"3 steps .*reached t = 0.75"):
+        solve(driven, y0, [0.0, 0.5, 1.0], method="rk4", step_size=0.25, max_steps=3)
+
+
+def test_a_grid_has_no_sliver_at_its_end() -> None:
+    """0.1 + 0.2 is a little more than 0.3: still three steps of 0.1."""
+    assert solve(driven, torch.ones(1), [0.0, 0.1 + 0.2], method="rk4", step_size=0.1).stats.accepted == 3
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_step_that_was_cut_is_followed_by_one_as_long_as_planned(direction: int) -> None:
+    """Without an error steps grow tenfold: from 0.1 to 1, of which the stop leaves 0.05."""
+    y0, t = torch.ones(1, dtype=torch.float64), [0.0, direction * 20.0]
+    steps = solve(lambda t, y: 0 * y, y0, t, first_step=0.1, step_t=[direction * 0.15]).stats.step_sizes
+    assert steps == pytest.approx([direction * h for h in (0.1, 0.05, 1.0, 10.0, 8.85)])
+    # Also where the solve ends there, and another one goes on from it.
+    scheme = Scheme(METHODS["dopri5"], Tolerance(1e-7, 1e-9, rms_norm), first_step=0.1)
+    end = torch.tensor([0.0, direction * 0.15], dtype=torch.float64)
+    assert integrate(lambda t, y: 0 * y, y0, end, scheme, Statistics()).next_step == pytest.approx(direction)
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "step_size": 0.1}, {"method": "adams"}])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_an_event_at_a_known_time(how: dict, direction: int) -> None:
+    """The event function sees the time that belongs to the state, and ends the solve there."""
+    y0 = torch.ones(1, dtype=torch.float64)
+    seen = []
+
+    def event(t: Tensor, y: Tensor) -> Tensor:
+        seen.append((t.item(), y.item()))
+        return t - direction * 0.777
+
+    solution = solve(driven, y0, [0.0, direction * 0.3, direction * 2.0], event=event, **how)
+    assert solution.t.tolist() == pytest.approx([0.0, direction * 0.3, direction * 0.777], rel=1e-12)
+    assert solution.y[-1].item() == pytest.approx(math.exp(math.sin(direction * 0.777)), rel=1e-2)
+    times, states = torch.tensor(seen, dtype=torch.float64).T
+    torch.testing.assert_close(states, torch.exp(torch.sin(times)), rtol=1e-2, atol=0)
+
+
+def test_which_event_ends_a_solve() -> None:
+    """The first in time, of several at once the first in the list; also at the last time of all."""
+    y0 = torch.ones(1, dtype=torch.float64)
+    at = {"late first": [0.9, 0.4], "at once": [0.4, 0.4, 0.9], "at the end": [2.0, 1.0]}
+    found = {
+        name: solve(driven, y0, [0.0, 1.0], event=lambda t, y, times=times: t - torch.tensor(times)).event
+        for name, times in at.items()
+    }
+    assert found == {"late first": 1, "at once": 0, "at the end": 1}
+
+
+def test_event_of_a_complex_state_moves_with_it() -> None:
+    """Im (a + ib) exp(it) = a sin t + b cos t rises to 1/2 at a time with the derivatives -tan t and -1."""
+    y0 = torch.ones(1, dtype=torch.complex128, requires_grad=True)
+    solution = solve(lambda t, y: 1j * y, y0, [0.0, 3.0], event=lambda t, y: y.imag - 0.5)
+    assert solution.t[-1].item() == pytest.approx(math.pi / 6, rel=1e-7)
+    (by_y0,) = torch.autograd.grad(solution.t[-1], y0)
+    torch.testing.assert_close(by_y0, torch.tensor([-1 / math.sqrt(3) - 1j]).to(y0), rtol=1e-6, atol=1e-6)
+
+
+def test_event_function_without_a_slope() -> None:
+    """Its time does not move; the state there does, as at any fixed time."""
+    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(NeuralODEWarning, match="its crossing has no slope"):
+        solution = solve(driven, y0, [0.0, 1.0], event=lambda t, y: torch.where(t > 0.5, 1.0, -1.0) + 0 * y)
+    assert solution.t[-1].item() == pytest.approx(0.5)
+    (by_y0,) = torch.autograd.grad(solution.y[-1].sum(), y0)
+    assert by_y0.item() == pytest.approx(math.exp(math.sin(0.5)), rel=1e-6)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_perturbed_steps_see_their_own_side_of_a_jump(method: str, direction: int) -> None:
+    """y' is 1 before 0.5 and -2 after it, a point of the grid: no step may start from the slope before it."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return direction * torch.where(direction * t < 0.5, 1.0, -2.0).double() * torch.ones_like(y)
+
+    t = [0.0, direction * 1.0]
+    y = solve(f, torch.zeros(1, dtype=torch.float64), t, method=method, step_size=0.25, perturb=True).y
+    assert y[-1].item() == pytest.approx(0.5 - 2 * 0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_callbacks_get_the_state_at_the_start_of_the_step(direction: int) -> None:
+    seen: dict[str, list[tuple[float, float, float]]] = {"step": [], "accept": [], "reject": []}
+
+    def watch(name: str):
+        return lambda t, y, h: seen[name].append((t.item(), y.item(), h.item()))
+
+    y0, calls = torch.ones(1, dtype=torch.float64), Callbacks(*map(watch, seen))
+    how = {"rtol": 1e-6, "atol": 1e-6, "first_step": 1.5, "callbacks": calls}
+    solution = solve(driven, y0, [0.0, direction * 2.0], **how)
+    accepted, rejected = solution.stats.accepted, solution.stats.rejected
+    assert [len(calls) for calls in seen.values()] == [accepted + rejected, accepted, rejected]
+    assert rejected > 0
+    for calls in seen.values():
+        for t, y, h in calls:
+            assert y == pytest.approx(math.exp(math.sin(t)), rel=1e-4)
+            assert h > 0
+    assert [direction * h for _, _, h in seen["accept"]] == pytest.approx(solution.stats.step_sizes)
 
 
 GOOD = {"f": driven, "y0": torch.ones(2), "t": [0.0, 1.0]}

@@ -11,6 +11,9 @@ from neural_ode.errors import UnknownNameError
 from neural_ode.experiments import spirals
 from neural_ode.figures.spirals import PARTS, draw_latent_ode, draw_prediction
 from neural_ode.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
+from neural_ode.models.latent_ode import LatentODE
+from neural_ode.models.rnn import NextObservationRNN
+from neural_ode.training.spirals import train_latent_ode, train_rnn
 from neural_ode.workspace import MissingResultError, Workspace
 
 TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2, "noise_factor": 2.0}
@@ -60,6 +63,46 @@ def test_a_network_is_trained_kept_and_read_again(kind: str, tmp_path: Path) -> 
     assert ("point by point" in found) == spirals.RNNS[kind]
     with pytest.raises(UnknownNameError, match="unknown recurrent network 'RNM', did you mean 'RNN'"):
         spirals.rnn_run("RNM", 30, 1, SERIES, TRAINING, (tmp_path, tmp_path))
+
+
+def test_training_makes_observations_more_likely() -> None:
+    """Both kinds of models, beside themselves before it. The errors are those of the validation series."""
+    train, validation = (spirals.spirals_for(spirals.BASE, n, 30, 0, split) for n, split in ((20, 1), (10, 2)))
+    training = {"steps": 40, "batch_size": 20, "lr": 1e-2, "kl_warmup": 0}
+    short = training | {"lr": 0.0, "steps": 1}
+    solver = {"rtol": 1e-3, "atol": 1e-3}
+
+    @torch.no_grad()
+    def bound(model: LatentODE | NextObservationRNN) -> float:
+        torch.manual_seed(0)
+        of_series = model.elbo if isinstance(model, LatentODE) else model.log_likelihood
+        return float(of_series(train.values, train.times).mean())
+
+    (before, _), (after, history) = (
+        train_latent_ode(train, validation, 0, how, spirals.BASE.model, solver) for how in (short, training)
+    )
+    assert bound(after) > bound(before) + 100
+    errors = latent_ode_errors(after, validation)
+    assert {name: history[-1][name] for name in errors} == pytest.approx(errors)
+    (before, _), (after, history) = (train_rnn(train, validation, 0, how, True) for how in (short, training))
+    assert bound(after) > bound(before) + 10
+    errors = rnn_errors(after, validation)
+    assert {name: history[-1][name] for name in errors} == pytest.approx(errors)
+
+
+@pytest.mark.parametrize(("warmup", "weights"), [(4, [0.25, 0.5, 0.75, 1.0, 1.0]), (0, [1.0] * 5)])
+def test_weight_of_the_divergence(warmup: int, weights: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows from step to step, and then stays."""
+    found = []
+
+    def fit(net, loss, batch, *_) -> list:
+        found.extend(batch(step)[1] for step in range(5))
+        return []
+
+    monkeypatch.setattr("neural_ode.training.spirals.fit_with_adam", fit)
+    data = spirals.spirals_for(spirals.BASE, 20, 30, 0, spirals.TRAIN)
+    train_rnn(data, data, 0, TRAINING | {"kl_warmup": warmup}, True)
+    assert found == weights
 
 
 def test_a_variant_differs_in_one_respect() -> None:

@@ -402,6 +402,16 @@ def test_the_networks_in_processes(project: Path, monkeypatch: pytest.MonkeyPatc
     assert len(found.history) == 1
 
 
+def test_weights_are_published_after_their_history(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say what run they are of: whoever finds them reads the history beside them."""
+    written: list[str] = []
+    monkeypatch.setattr(networks, "write_atomically", lambda path, content: written.append(path.name))
+    files = {"MLP-0.safetensors": b"", "MLP-0.csv": b""}
+    monkeypatch.setattr(networks, "sweep", lambda *given, received, **more: received({}, files))
+    networks.sweep_mnist(project, "tiny")
+    assert written == ["MLP-0.csv", "MLP-0.safetensors"]
+
+
 def test_a_misspelt_parameter(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

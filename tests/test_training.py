@@ -28,7 +28,7 @@ from neural_ode.training.adam import fit_with_adam
 from neural_ode.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
 from neural_ode.training.flows import Likelihood, train_continuous
 from neural_ode.training.loop import Fit, fit, history_csv, read_history
-from neural_ode.training.mnist import error_rate, learning_rate, train_classifier
+from neural_ode.training.mnist import classifier_task, error_rate, learning_rate, train_classifier
 from neural_ode.training.weights import WeightsError, load_classifier, load_weights, save_run
 
 TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}
@@ -84,6 +84,53 @@ def test_history() -> None:
     assert [row["seconds"] for row in history] == sorted(row["seconds"] for row in history)
     rows = list(csv.DictReader(io.StringIO(history_csv(history))))
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+
+
+def test_the_loop_is_gradient_descent_written_out() -> None:
+    """A weight with the loss (w - x)², momentum, a learning rate of its own for each step, and means of epochs."""
+    targets, rates, momentum = [1.0, -2.0, 0.5, 3.0], [0.2, 0.1, 0.05, 0.025], 0.9
+    model = nn.Linear(1, 1, bias=False).double()
+    optimizer = SGD(model.parameters(), lr=rates[0], momentum=momentum)
+    w, speed, losses, after = model.weight.item(), 0.0, [], []
+    for x, rate in zip(targets, rates, strict=True):
+        losses.append((w - x) ** 2)
+        speed = momentum * speed + 2 * (w - x)
+        w -= rate * speed
+        after.append(w)
+    task = Fit(
+        model=model,
+        loss=lambda model, x: (model.weight - x).square().sum(),
+        batch=targets.__getitem__,
+        optimizer=optimizer,
+        scheduler=LambdaLR(optimizer, lambda step: 0.5**step),
+        steps=4,
+        epochs=2,
+        evaluate=lambda model: {"weight": model.weight.item(), "training": float(model.training)},
+        settings={},
+        code=Path(__file__),
+        label="descent",
+    )
+    history = fit(task)
+    assert [row["weight"] for row in history] == pytest.approx(after[1::2], rel=1e-12)
+    assert [row["loss"] for row in history] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-12)
+    assert [row["training"] for row in history] == [0, 0]
+    assert not model.training
+
+
+def test_adam_with_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate of each step, as many steps as asked for, and as many rows of history."""
+    rates: list[float] = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
+    model, training = nn.Linear(1, 1), {"steps": 40, "lr": 0.2}
+    history = fit_with_adam(
+        *(model, lambda net, x: net(x).square().sum(), lambda step: torch.ones(1, 1), lambda net: {}),
+        *(training, {}, Path(__file__), "cosine"),
+    )
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * k / 40)) for k in range(40)], abs=1e-12)
+    assert len(history) == 20
 
 
 def test_the_evaluations_in_the_history_are_those_of_each_way() -> None:
@@ -428,6 +475,19 @@ def test_train_classifier(name: str, tmp_path: Path) -> None:
     assert torch.equal(weights(again.model), weights(trained.model))
     other = train_classifier(name, 1, data, TRAINING, SOLVER)
     assert not torch.equal(weights(other.model), weights(trained.model))
+
+
+def test_how_a_classifier_is_trained() -> None:
+    """With momentum; the history has the errors of the validation split, and the test split is not looked at."""
+    data = synthetic()
+    splits = Mnist(data.train, data.validation, None)  # type: ignore[arg-type]
+    task = classifier_task("MLP", 0, splits, TRAINING | {"schedule": "stairs"}, SOLVER)
+    fit(task)
+    assert task.optimizer.param_groups[0]["momentum"] == 0.9
+    with torch.no_grad():
+        logits = task.model(data.validation.images.float() / 255)
+    wrong = (logits.argmax(1) != data.validation.labels).double().mean().item()
+    assert task.evaluate(task.model) == pytest.approx({"validation_error": 100 * wrong})
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch) -> None:
