@@ -311,6 +311,7 @@ def test_what_an_event_must_be() -> None:
         solve(decay, ONE, [0.0, 1.0], event=lambda t, y: (y - 2).sqrt())
     with pytest.raises(InvalidArgumentError, match="changed the state in place"):
         solve(decay, ONE, [0.0, 1.0], event=lambda t, y: y.sub_(0.5))
+    assert ONE.item() == 1.0
 
 
 def test_the_number_that_crossed_is_followed() -> None:
@@ -355,3 +356,10 @@ def test_forward_mode_through_an_event_is_refused() -> None:
         y0 = torch.autograd.forward_ad.make_dual(ONE, ONE)
         with pytest.raises(InvalidArgumentError, match="reverse mode"):
             solve(decay, y0, [0.0, 5.0], event=lambda t, y: y - 0.5)
+
+
+@pytest.mark.parametrize("when", [1500.0, 5000.0, 40000.0])
+def test_half_precision_reaches_an_event(when: float) -> None:
+    y0 = torch.ones(2, dtype=torch.float16)
+    found = solve(still, y0, [0.0, math.inf], event=lambda t, y: t - when, rtol=1e-2, atol=1e-2)
+    assert found.t[-1].item() == pytest.approx(when, abs=1e-6)

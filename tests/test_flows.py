@@ -484,7 +484,7 @@ def test_every_step_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     chunks = [_chunk([Likelihood("two moons")], [0, 1], QUICK, first, 20)[0] for first in (0, 20)]
     assert chunks[0].shape == (20, 2, 64, 2)
     drawn += [chunk[:, row].flatten(0, 1) for chunk in chunks for row in (0, 1)]
-    drawn += [Matching("U1").inputs(64, (0, step)) for step in (0, 1, 2)]
+    drawn += [Matching("U1").inputs(64, seed) for seed in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 3), (3, 2))]
     for k, one in enumerate(drawn):
         assert not any(torch.equal(one, other) for other in drawn[:k])
 

@@ -113,6 +113,23 @@ def test_a_row_that_blows_up_does_not_shorten_the_steps_of_others() -> None:
     assert alone[1].rejected > 5
 
 
+def test_a_row_that_waits_is_not_charged() -> None:
+    """While another row's step leaves all that is reasonable and is repeated, as many evaluations as if alone."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        burst = 1e6 * torch.exp(-((200 * (t[:, None] - 0.5)) ** 2))
+        return torch.where(y > 50, burst, -(y**3))
+
+    y0 = torch.tensor([[1.0], [100.0]], dtype=torch.float64)
+    for controller in (None, PIDController()):
+        how = {"rtol": 1e-6, "atol": 1e-6, "controller": controller, "first_step": 1.0, "batched": True}
+        together = solve(f, y0, [0.0, 1.0], **how).stats.per_sample
+        alone = solve(f, y0[:1], [0.0, 1.0], **how).stats.per_sample
+        assert together is not None
+        assert alone is not None
+        assert [int(count[0]) for count in together] == [int(count[0]) for count in alone]
+
+
 def test_limits_of_the_steps() -> None:
     """Four steps of a quarter: none may be shorter, whatever the error, and then none longer."""
     y0, t = states(), [0.0, 1.0]

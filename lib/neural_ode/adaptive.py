@@ -87,10 +87,10 @@ class Adaptive:
                 self._too_many_steps(event is not None)
             steps += 1
             planned = h = direction * min(max(abs(h), shortest), longest)
-            if math.isinf(self.end) and abs(h) >= longest < scheme.max_step:
+            if math.isinf(self.end) and abs(self.now) + longest > torch.finfo(y.dtype).max:
                 raise MaxStepsError(
-                    f"no event until t = {self.now}, where the steps have become too long for {y.dtype}: does the "
-                    "event function change its sign at all? Set a finite end or max_step"
+                    f"no event until t = {self.now}, after which times are no numbers of {y.dtype}: does the "
+                    "event function change its sign at all? If it does so later, set a finite end"
                 )
             # The next time to end a step at; a step that would overshoot it is cut.
             stop = self.stops.after(self.now, self.end)

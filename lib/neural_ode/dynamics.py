@@ -94,7 +94,7 @@ class GuardedDynamics:
             self._copies_slopes = True
         # The reference keeps the number from being given to other memory, not the memory alive.
         self._returned[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._last = None if slope.is_inference() else (slope, slope._version)
+        self._last = None if slope.is_inference() else (slope.detach(), slope._version)
         if self._calls >= _WATCHED:
             self._returned.clear()
             self._last = None

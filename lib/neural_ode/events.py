@@ -287,18 +287,19 @@ def follow_event(f: Dynamics, event: Event, component: int, t: Tensor, y: Tensor
     if not torch.is_grad_enabled():
         return t, y
     start = t.detach().to(y.device)
-    time = start.clone().requires_grad_()
     state = _TwoDerivatives.apply(y, 2) if y.requires_grad else y
+    # Copies, for the event function may return the same memory every time.
+    value = event(start, state).reshape(-1)[component].clone()
+    if not (value.requires_grad or y.requires_grad):
+        return t, y
+    time = start.clone().requires_grad_()
     probe = state if y.requires_grad else y.detach().requires_grad_()
     probed = event(time, probe).reshape(-1)[component].clone()
     if not probed.requires_grad:
-        if y.requires_grad:
-            _warn_of(component, "has no derivative: it is made of no operations that autograd follows")
+        _warn_of(component, "has no derivative: it is made of no operations that autograd follows")
+    if not value.requires_grad:  # or it is a matter of time alone
         return t, y
     c_t, c_y = torch.autograd.grad(probed, (time, probe), allow_unused=True, create_graph=True)
-    value = event(start, state).reshape(-1)[component].clone()
-    if not value.requires_grad:  # a matter of time alone
-        return t, y
     slope = f(start, state)
     rate = torch.zeros_like(start) if c_t is None else c_t
     if c_y is not None:

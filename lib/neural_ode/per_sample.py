@@ -142,7 +142,6 @@ class PerSample:
             if stuck.any():
                 self._give_up(stuck, h)
             step = method.step(self.f, self._time(), y, self._tensor(h).reshape(self.column), carry)
-            self._count(step.nfe, active)
             assert step.error is not None
             with torch.no_grad():
                 scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
@@ -157,12 +156,16 @@ class PerSample:
             if not usual.all():
                 # What is not selected below gets a gradient of zero, and zero times infinity is NaN: repeat the
                 # step, shorter for the rows that overflow or are about to.
-                counts["rejected"] += active & ~usual
-                stats.rejected += int((active & ~usual).sum())
+                repeated = active & ~usual
+                self._count(step.nfe, repeated)
+                counts["rejected"] += repeated
+                stats.rejected += int(repeated.sum())
                 h = np.where(usual, h, h * controller.dfactor)
-                earlier = [np.where(usual, 1.0, np.inf), *earlier][:2]
+                last, before = [*earlier, np.ones_like(h), np.ones_like(h)][:2]
+                earlier = [np.where(usual, last, np.inf), np.where(usual, before, last)]
                 del step
                 continue
+            self._count(step.nfe, active)
             passed = err <= 1
             accepted = passed & active
             counts["accepted"] += accepted

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neural_ode.adaptive import check_start
 from neural_ode.compiled.graphs import Bounded, CannotCompile, compiled_so_far
-from neural_ode.compiled.numbers import numbers_of, with_numbers
+from neural_ode.compiled.numbers import constants_of, numbers_of, with_numbers
 from neural_ode.dynamics import GuardedDynamics
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError
 from neural_ode.state import Dynamics, TupleState
@@ -118,7 +118,7 @@ def compiling(
 def _warn_of_many(kind: tuple[Any, ...], f: Any) -> None:
     """Tell, once, that numbers that `f` refers to are constants of graphs."""
     f = f.f if isinstance(f, GuardedDynamics) else f
-    numbers = numbers_of(f)
+    numbers = constants_of(f)
     seen = _compiled_for.get(kind, set())
     if not numbers or len(seen) == _MANY:
         return

@@ -8,11 +8,12 @@ import copy
 import functools
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["numbers_of", "with_numbers"]
+__all__ = ["constants_of", "numbers_of", "with_numbers"]
 
 
 def with_numbers(f: Any, number: Callable[[float], Any], known: dict[int, Any]) -> Any:
@@ -48,18 +49,49 @@ def numbers_of(f: Any) -> tuple[float, ...]:
     return tuple(found)
 
 
+def constants_of(f: Any, seen: tuple[int, ...] = ()) -> tuple[float, ...]:
+    """Numbers, whole ones too, in closures, default arguments and global names of functions, and other floats."""
+    if not isinstance(f, types.FunctionType) or id(f) in seen:
+        return numbers_of(f)
+    values: list[Any] = [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+    for cell in f.__closure__ or ():
+        with suppress(ValueError):  # it is still empty
+            values.append(cell.cell_contents)
+    values += [f.__globals__[name] for name in f.__code__.co_names if name in f.__globals__]
+    found: list[float] = []
+    for x in values:
+        if isinstance(x, int | float) and not isinstance(x, bool):
+            found.append(x)
+        elif not isinstance(x, types.ModuleType | type):
+            found += constants_of(x, (*seen, id(f)))
+    return tuple(found)
+
+
 def _rebuilt(f: Any, replace: Callable[[Any], Any]) -> Any:
     if isinstance(f, types.FunctionType):
         return _function(f, replace)
     if isinstance(f, types.MethodType):
         owner = replace(f.__self__)
-        return f if owner is f.__self__ else types.MethodType(f.__func__, owner)
+        return f if owner is f.__self__ else _bound(f.__func__, owner)
     if isinstance(f, functools.partial):
         keywords = {name: replace(x) for name, x in f.keywords.items()}
         return functools.partial(replace(f.func), *map(replace, f.args), **keywords)
     if isinstance(f, nn.Module):
         return _module(f, replace)
+    if type(f) in (list, tuple):
+        items = type(f)(map(replace, f))
+        return items if any(new is not old for new, old in zip(items, f, strict=True)) else f
+    if type(f) is dict:
+        values = {key: replace(x) for key, x in f.items()}
+        return values if any(x is not f[key] for key, x in values.items()) else f
+    if callable(f) and hasattr(f, "__dict__") and not isinstance(f, type | Tensor | types.BuiltinFunctionType):
+        return _object(f, replace)
     return f
+
+
+def _bound(function: Callable[..., Any], owner: Any) -> Callable[..., Any]:
+    """A method as a function: a graph would hold on to the object that a method is bound to."""
+    return lambda *arguments: function(owner, *arguments)
 
 
 def _function(f: types.FunctionType, replace: Callable[[Any], Any]) -> types.FunctionType:
@@ -83,6 +115,15 @@ def _cell(cell: Any, replace: Callable[[Any], Any]) -> Any:
         return cell
     new = replace(content)
     return cell if new is content else types.CellType(new)
+
+
+def _object(f: Any, replace: Callable[[Any], Any]) -> Any:
+    own = {name: replace(x) for name, x in vars(f).items()}
+    if all(x is vars(f)[name] for name, x in own.items()):
+        return f
+    rebuilt = copy.copy(f)
+    vars(rebuilt).update(own)
+    return rebuilt
 
 
 def _module(f: nn.Module, replace: Callable[[Any], Any]) -> nn.Module:

@@ -7,7 +7,7 @@ depend on. The parameters of a module are known; tensors that it merely refers t
 import functools
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -126,7 +126,7 @@ def warn_of_missing(f: object, params: Sequence[Tensor], name: str, evaluate: Ca
     if key not in _seen:
         if len(_seen) > _MOST:
             _seen.clear()
-        used = _nodes_of(evaluate)
+        used = _nodes_of(evaluate, behind=nodes)
         _seen[key] = tuple(n for n in missing if edge_of(found[n])[0] in used)
     missing = list(_seen[key])
     if missing:
@@ -140,10 +140,10 @@ def warn_of_missing(f: object, params: Sequence[Tensor], name: str, evaluate: Ca
 _MOST = 1000
 
 
-def _nodes_of(evaluate: Callable[[], Tensor]) -> set[Any]:
-    """The graph of a slope, as nodes; random numbers stay as they were."""
+def _nodes_of(evaluate: Callable[[], Tensor], behind: Collection[Any]) -> set[Any]:
+    """The graph of a slope up to some nodes; random numbers stay as they were."""
     with torch.random.fork_rng(), torch.enable_grad():
         slope = evaluate()
     if not isinstance(slope, Tensor) or slope.grad_fn is None:
         return set()
-    return {slope.grad_fn, *(node for node, _ in ancestors(slope))}
+    return {slope.grad_fn, *(node for node, _ in ancestors(slope, behind))}

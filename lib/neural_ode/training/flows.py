@@ -295,5 +295,6 @@ def _weight(step: int, steps: int, annealing: float) -> float:
 
 
 def _generator(seed: Sequence[int]) -> torch.Generator:
-    first, second = seed
-    return torch.Generator().manual_seed(first * 2**32 + second)
+    # Mixed, for PyTorch's generator looks at the last 32 bits of a seed only.
+    mixed = np.random.SeedSequence([int(x) for x in seed]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
