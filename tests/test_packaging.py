@@ -165,7 +165,7 @@ def test_imports_go_one_way() -> None:
     layers = [
         ["errors", "files", "imports", "tableaus", "implicit_tableaus", "dependence"],
         ["state"],
-        ["dynamics"],
+        ["dynamics", "captured"],
         ["step_size", "methods", "clock"],
         ["solution", "scheme", "events"],
         ["replay"],

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_ode.captured import captured, parameters_of
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
 from neural_ode.events import Event, follow_event
 from neural_ode.gradients import Backsolve, Gradient
-from neural_ode.gradients.parameters import captured, parameters_of
 from neural_ode.methods import BlackBox, Method, get_method
 from neural_ode.scheme import Callbacks
 from neural_ode.solution import DenseOutput

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from neural_ode.captured import captured, parameters_of, warn_of_missing
 from neural_ode.compiled import per_sample_compiled, with_compiled_steps
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.events import Event, follow_event
@@ -24,7 +25,6 @@ from neural_ode.gradients import (
     get_gradient,
 )
 from neural_ode.gradients.differentiable import explain_transforms
-from neural_ode.gradients.parameters import captured, parameters_of, warn_of_missing
 from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.per_sample import per_sample

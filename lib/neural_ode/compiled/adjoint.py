@@ -58,7 +58,12 @@ def compiled_adjoint(
     check(y[0], t, scheme)
     if any(p.dtype != y.dtype for p in params):
         raise CannotCompile("parameters have another dtype than the state")
-    return compiling(f, y, params, lambda dynamics: _solved(dynamics, params, y, t, grad_y, scheme, norm, stats))
+
+    def run(dynamics: LiftedDynamics) -> tuple[Tensor, tuple[Tensor, ...]]:
+        check_no_hidden_dependence(dynamics, f, t[-1].detach().to(y.device), y[-1])
+        return _solved(dynamics, params, y, t, grad_y, scheme, norm, stats)
+
+    return compiling(f, y, params, run)
 
 
 def _solved(
@@ -71,7 +76,6 @@ def _solved(
     norm: Callable[[tuple[Tensor, ...]], Tensor],
     stats: Statistics,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    check_no_hidden_dependence(dynamics, t[-1].detach().to(y.device), y[-1])
     method = scheme.method
     assert isinstance(method, ExplicitRungeKutta)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.adaptive import check_start
+from neural_ode.captured import captured
 from neural_ode.compiled.graphs import Bounded, CannotCompile, compiled_so_far
 from neural_ode.compiled.numbers import constants_of, numbers_of, with_numbers
 from neural_ode.dynamics import GuardedDynamics
@@ -215,14 +216,23 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
     return bool(leaves)
 
 
-def check_no_hidden_dependence(dynamics: LiftedDynamics, time: Tensor, y: Tensor) -> None:
-    """Evaluate `f` once, and look whether it knows its parameters by other ways than as such.
+_inspected: Bounded[tuple[Any, ...], bool] = Bounded(1024)
+"""Kinds of dynamics that have been seen to know their parameters as such."""
+
+
+def check_no_hidden_dependence(dynamics: LiftedDynamics, f: Dynamics, time: Tensor, y: Tensor) -> None:
+    """Look whether `f` knows its parameters by other ways than as such.
+
+    It is evaluated once where it is seen for the first time, and where it refers to tensors that require gradients
+    and are no parameters.
 
     Raises:
         CannotCompile: it uses a tensor that was computed from them before the solve, whose part in their gradient
             would be missed.
     """
-    if not dynamics.params:
+    known = {id(p) for p in dynamics.parameters()}
+    seen = dynamics.kind in _inspected and all(id(x) in known for x in captured(f).values())
+    if not dynamics.params or seen:
         return
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
         fresh = tuple(p.detach().requires_grad_() for p in dynamics.params)
@@ -232,6 +242,7 @@ def check_no_hidden_dependence(dynamics: LiftedDynamics, time: Tensor, y: Tensor
             raise CannotCompile(f"f cannot be looked at: {error}") from error
     if {id(leaf) for leaf in _leaves(slope)} & {id(p) for p in dynamics.params}:
         raise CannotCompile("f uses tensors that were computed from its parameters before the solve")
+    _inspected[dynamics.kind] = True
 
 
 def _same(x: Tensor) -> Tensor:
