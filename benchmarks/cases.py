@@ -297,8 +297,8 @@ CASES: dict[str, Case] = {
         budget=10.0,
     ),
     "cnf-training": Case(
-        "three iterations of torchdiffeq's CNF example with this library's model, whose trace needs no autograd: 64 "
-        "units, two circles, batch 512, t from 0 to 10, 1e-5",
+        "three iterations of torchdiffeq's CNF example with this library's model, whose trace needs no autograd: "
+        "64 units, two circles, batch 512, t from 0 to 10, 1e-5",
         "torchdiffeq",
         training.cnf_contenders,
         1e-3,

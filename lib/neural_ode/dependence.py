@@ -10,27 +10,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ancestors", "edge_of", "gradients", "own_parts"]
+__all__ = ["GraphKeeping", "ancestors", "edge_of", "gradients", "own_parts"]
 
 Edge = tuple[Any, int]
 """A node of autograd's graph and which of its outputs is meant."""
 
 
+class GraphKeeping:
+    """Keeps the graphs that gradients are pulled through: parts of them may belong to what comes next.
+
+    Weights that a hypernetwork has prepared are such parts, used by every evaluation of the dynamics. Compiled
+    functions whose backward pass gives its memory away cannot be kept, and are not, once one has said so.
+    """
+
+    def __init__(self) -> None:
+        self._keeps = True
+
+    def gradients(
+        self,
+        results: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        along: Sequence[Tensor],
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """`torch.autograd.grad`, zero where nothing depends on anything."""
+        active = [(r, a) for r, a in zip(results, along, strict=True) if r.requires_grad]
+        if not active:
+            return [torch.zeros_like(x) for x in inputs]
+        outputs, cotangents = zip(*active, strict=True)
+
+        def pull(keep: bool) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(
+                outputs, inputs, cotangents, allow_unused=True, retain_graph=keep, create_graph=create_graph
+            )
+
+        try:
+            found = pull(self._keeps or create_graph)
+        except RuntimeError as error:
+            if create_graph or "donated buffers" not in str(error):
+                raise
+            self._keeps = False
+            found = pull(False)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
 def gradients(
     results: Sequence[Tensor], inputs: Sequence[Tensor], along: Sequence[Tensor], create_graph: bool = False
 ) -> list[Tensor]:
-    """`torch.autograd.grad`, zero where nothing depends on anything.
-
-    The graph is kept: parts of it, such as weights that a hypernetwork has prepared, may belong to what comes next.
-    """
-    active = [(r, a) for r, a in zip(results, along, strict=True) if r.requires_grad]
-    if not active:
-        return [torch.zeros_like(x) for x in inputs]
-    outputs, cotangents = zip(*active, strict=True)
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        outputs, inputs, cotangents, allow_unused=True, retain_graph=True, create_graph=create_graph
-    )
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+    """`torch.autograd.grad` once, zero where nothing depends on anything; the graph is kept if it can be."""
+    return GraphKeeping().gradients(results, inputs, along, create_graph)
 
 
 def own_parts(inputs: Sequence[Tensor], totals: Sequence[Tensor]) -> list[Tensor]:

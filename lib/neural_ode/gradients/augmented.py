@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neural_ode.dependence import gradients
+from neural_ode.dependence import GraphKeeping
 from neural_ode.state import Dynamics, TupleState
 from neural_ode.tableaus import ButcherTableau
 
@@ -36,6 +36,7 @@ class AugmentedSystem:
         batched: bool = False,
     ):
         self.f, self.dtype, self.quadrature = f, y.dtype, quadrature
+        self.graphs = GraphKeeping()
         self.leading = y.shape[: int(batched)]
         self.params = () if quadrature is not None else tuple(params)
         # A complex gradient beside a real state is kept as pairs of real numbers.
@@ -77,7 +78,7 @@ class AugmentedSystem:
         with torch.enable_grad():
             z = z if again and z.requires_grad else z.detach().requires_grad_()
             slope = self.f(t, z)
-            products = gradients([slope], (z, *self.params), [-a], create_graph=again)
+            products = self.graphs.gradients([slope], (z, *self.params), [-a], create_graph=again)
         rates = self.pack(slope, products[0], products[1:])
         if self.quadrature is not None:
             self.quadrature.evaluated(rates, slope, a)
@@ -135,6 +136,7 @@ class Quadrature:
 
     def __init__(self, params: Sequence[Tensor], tableau: ButcherTableau):
         self.params = tuple(params)
+        self.graphs = GraphKeeping()
         self.weights = [float(b) for b in tableau.b]
         self.gradients = [torch.zeros_like(p) for p in params]
         # By the rates that an evaluation returned: gone when the step is that used them.
@@ -155,6 +157,6 @@ class Quadrature:
         """
         stages = [(b, *self._evaluations[k]) for b, k in zip(self.weights, rates, strict=True) if b]
         along = [a * (-h * b) for b, _, a in stages]
-        found = gradients([slope for _, slope, _ in stages], self.params, along)
+        found = self.graphs.gradients([slope for _, slope, _ in stages], self.params, along)
         for total, gradient in zip(self.gradients, found, strict=True):
             total.add_(gradient)

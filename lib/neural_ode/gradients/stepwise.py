@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from neural_ode.adaptive import Adaptive
 from neural_ode.compiled import with_plain_steps
-from neural_ode.dependence import gradients, own_parts
+from neural_ode.dependence import GraphKeeping, gradients, own_parts
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.fixed_grid import FixedGrid
 from neural_ode.gradients.checkpoints import Kept, Snapshot
@@ -140,6 +140,7 @@ class _Solve:
             replay = self._replay(t, stats)
         shared = [*((t,) * moving), *params]
         totals = [torch.zeros_like(x) for x in shared]
+        graphs = GraphKeeping()
         after: list[Tensor] = []  # cotangents of what the next step starts from
         for number, snapshot in self.trail.backwards(self.made, kept, self._replay(t.detach(), stats)):
             starts = pytree.tree_map(_leaf, snapshot)
@@ -150,7 +151,7 @@ class _Solve:
             outputs = [] if again.outputs is None else [again.outputs]
             along = [*after, *(grad_y[again.where] for _ in outputs)]
             inputs = tensors_of(starts)
-            found = gradients([*results, *outputs], [*inputs, *shared], along)
+            found = graphs.gradients([*results, *outputs], [*inputs, *shared], along)
             after = found[: len(inputs)]
             totals = [total + gradient for total, gradient in zip(totals, found[len(inputs) :], strict=True)]
             del again, results, outputs, starts, inputs, snapshot
