@@ -23,7 +23,7 @@ from neural_ode.experiments.tolerance import (
     times_of_their_own,
 )
 from neural_ode.models.mnist import ConvDynamics, MnistNet, mnist_net
-from neural_ode.training.weights import WeightsError, load_classifier
+from neural_ode.training.weights import WeightsError, load_classifier, save_run
 
 
 class Brightness(nn.Module):
@@ -183,11 +183,9 @@ def test_networks_without_a_block_are_refused() -> None:
 
 
 def test_weights_come_back(tmp_path) -> None:
-    import safetensors.torch
-
     model = network(3)
     file = tmp_path / "net.safetensors"
-    safetensors.torch.save_file(model.state_dict(), file)
+    save_run(model, [], tmp_path, "net")
     loaded = load_classifier("ODE-Net", file, rtol=1e-3, atol=1e-3)
     x = torch.rand(2, 1, 28, 28)
     with torch.no_grad():
