@@ -106,13 +106,13 @@ class EventWatch:
         if not isinstance(values, Tensor):
             raise InvalidArgumentError(f"the event function must return a tensor, got {type(values).__name__}")
         if values.is_floating_point():
-            found: list[float] = values.reshape(-1).tolist()
+            found: list[float] = values.reshape(-1).cpu().tolist()
             return found
         if values.is_complex():
             raise InvalidArgumentError(
                 f"the event function must return real numbers whose sign changes, got {values.dtype}"
             )
-        found = [float(x) for x in values.reshape(-1).tolist()]
+        found = [float(x) for x in values.reshape(-1).cpu().tolist()]
         if values.dtype == torch.bool:
             return [2.0 * x - 1.0 for x in found]
         self._has_plateaus = True
