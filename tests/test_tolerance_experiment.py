@@ -193,6 +193,6 @@ def test_weights_come_back(tmp_path) -> None:
     with pytest.raises(WeightsError, match="does not hold the weights of this MnistNet"):
         load_classifier("ResNet", file)
     file.write_bytes(b"damaged")
-    with pytest.raises(WeightsError, match="is damaged.*restore it"):
+    with pytest.raises(WeightsError, match=r"is damaged.*restore it"):
         load_classifier("ODE-Net", file)
     assert math.isfinite(sum(p.sum().item() for p in loaded.parameters()))
