@@ -25,7 +25,8 @@ class GuardedDynamics:
 
     The first slopes are copied, and their memory is remembered: if `f` returns any of it again, or writes into the
     slope that it returned last, all slopes are copied from there on. The first evaluation gets copies of its
-    arguments: if `f` writes into them, all do. Other dynamics cost nothing after that.
+    arguments: if `f` writes into them, all do. Of other dynamics only the memory of the last
+    slope is remembered from there on, and what is written into it, or into the arguments, is refused.
 
     Attributes:
         f: the dynamics; gets its time in the real dtype of the state, whatever dtype the solver counts in.
@@ -93,6 +94,7 @@ class GuardedDynamics:
         if storage._cdata in self._returned or written:
             self._copies_slopes = True
         # The reference keeps the number from being given to other memory, not the memory alive.
+        # PyTorch's class has no types.
         self._returned[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self._last = None if slope.is_inference() else (slope.detach(), slope._version)
         if self._calls >= _WATCHED:

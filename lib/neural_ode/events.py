@@ -279,6 +279,7 @@ def follow_event(f: Dynamics, event: Event, component: int, t: Tensor, y: Tensor
     Returns:
         The time, shape (), and the state, both with the values of `t` and `y` and two derivatives.
     """
+    # The module has no types.
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(y).tangent is not None:  # type: ignore[no-untyped-call]
         raise InvalidArgumentError(
             "the derivatives of an event are found in reverse mode, by .backward() or torch.autograd.grad, not in "

@@ -358,6 +358,7 @@ def _lenient(func: Func, broadcasts: bool = True) -> Func:
                 return tuple(fitted(part, y_part) for part, y_part in zip(parts, y, strict=True))
         return slope
 
+    # Where to look for the parameters; types do not know that functions have attributes.
     lenient.__wrapped__ = func  # type: ignore[attr-defined]
     return lenient
 
