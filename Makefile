@@ -43,10 +43,10 @@ lab: $(VENV)/notebooks.stamp
 	jupyter lab $(LAB) notebooks
 
 notebooks: figures
-	python -m neural_ode.pipeline.refresh
+	python -m reproduction.pipeline.refresh
 
 site: $(VENV)/site.stamp
-	python -m neural_ode.pipeline.site build/site
+	python -m reproduction.pipeline.site build/site
 
 benchmarks: $(VENV)/dev.stamp
 	python -m benchmarks

@@ -37,7 +37,7 @@ def main() -> None:
     from benchmarks.problems import PROBLEMS
     from benchmarks.report import draw_precision, load, machine, merge, save, save_png, update_readme
     from benchmarks.work_precision import precision_rows
-    from neural_ode.figures.theme import use_theme
+    from reproduction.figures.theme import use_theme
 
     jax.config.update("jax_enable_x64", True)
     torch.set_num_threads(arguments.threads)

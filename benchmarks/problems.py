@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_ode.models.mnist import ConvDynamics
+from reproduction.models.mnist import ConvDynamics
 
 __all__ = ["PROBLEMS", "Problem", "arenstorf", "cnf", "lotka_volterra", "mnist_block", "network", "van_der_pol"]
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.cases import CASES
 from benchmarks.problems import PROBLEMS
-from neural_ode.files import read_json, replace_between, replacing, write_atomically
+from reproduction.files import read_json, replace_between, replacing, write_atomically
 
 __all__ = [
     "case_table",

@@ -1,4 +1,4 @@
-"""Configuration of Sphinx. `neural_ode.pipeline.site` lays out what it reads; `make site` runs both."""
+"""Configuration of Sphinx. `reproduction.pipeline.site` lays out what it reads; `make site` runs both."""
 
 import re
 import shutil

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-from neural_ode.workspace import project_root
+from reproduction.workspace import project_root
 
 # The same examples every time, and no limit on their time, which says more about the machine than about the code.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)

@@ -5,8 +5,8 @@ import scipy.stats
 import torch
 
 from neural_ode import solve
-from neural_ode.experiments import adjoint
-from neural_ode.measure.fits import median_interval
+from reproduction.experiments import adjoint
+from reproduction.measure.fits import median_interval
 
 
 def test_adjoint_pieces_end_at_the_gradient_of_backpropagation() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neural_ode import solve
-from neural_ode.workspace import project_root
+from reproduction.workspace import project_root
 
 sys.path.insert(0, str(project_root(Path(__file__))))
 

@@ -24,7 +24,7 @@ from neural_ode.errors import (
     UnknownNameError,
 )
 from neural_ode.methods import black_box
-from neural_ode.methods.black_box import SCIPY_SOLVERS, ScipySolver
+from neural_ode.methods.external import SCIPY_SOLVERS, ScipySolver
 
 REAL = [name for name, entry in SCIPY_SOLVERS.items() if entry.real]
 COMPLEX = [name for name, entry in SCIPY_SOLVERS.items() if entry.complex]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from neural_ode.claims import OPERATORS, Claim, Verdict, decide, load_claims, verdict_table
 from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError
+from reproduction.claims import OPERATORS, Claim, Verdict, decide, load_claims, verdict_table
 
 
 def claim(scale: str = "quick", **holds_if) -> Claim:

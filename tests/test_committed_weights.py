@@ -10,20 +10,20 @@ import pytest
 import torch
 import yaml
 
-from neural_ode.data.densities import get_target
-from neural_ode.data.mnist import load_mnist
-from neural_ode.data.oscillators import draw_oscillators
-from neural_ode.data.points import points
-from neural_ode.experiments import spirals
-from neural_ode.experiments.flows import density_grid, divergence
-from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
-from neural_ode.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
-from neural_ode.models.joint import JointModel
-from neural_ode.training import poisson
-from neural_ode.training.loop import read_history
-from neural_ode.training.mnist import error_rate
-from neural_ode.training.weights import load_classifier, load_weights, run_of
-from neural_ode.workspace import Workspace
+from reproduction.data.densities import get_target
+from reproduction.data.mnist import load_mnist
+from reproduction.data.oscillators import draw_oscillators
+from reproduction.data.points import points
+from reproduction.experiments import spirals
+from reproduction.experiments.flows import density_grid, divergence
+from reproduction.measure.prediction import latent_ode_errors, rnn_errors
+from reproduction.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
+from reproduction.models.joint import JointModel
+from reproduction.training import poisson
+from reproduction.training.loop import read_history
+from reproduction.training.mnist import error_rate
+from reproduction.training.weights import load_classifier, load_weights, run_of
+from reproduction.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "paper"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+import neural_ode.compiled.compiler
 import neural_ode.compiled.forward
-import neural_ode.compiled.graphs
 from neural_ode import (
     Backsolve,
     Callbacks,
@@ -27,13 +27,13 @@ from neural_ode import (
     solve,
 )
 from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
-from neural_ode.compiled.graphs import Bounded, compiled_so_far
-from neural_ode.integrate import integrate
+from neural_ode.compiled.compiler import Bounded, compiled_so_far
+from neural_ode.control.controllers import Tolerance
 from neural_ode.methods import get_method
-from neural_ode.per_sample import per_sample
-from neural_ode.scheme import Scheme
-from neural_ode.state import rms_norm
-from neural_ode.step_size import Tolerance
+from neural_ode.problem.state import rms_norm
+from neural_ode.stepping.integrate import integrate
+from neural_ode.stepping.per_sample import per_sample
+from neural_ode.stepping.settings import Scheme
 
 
 class Field(nn.Module):
@@ -335,7 +335,7 @@ def test_failures_are_those_of_the_plain_solve() -> None:
 def test_tanh_in_the_graph_is_accurate() -> None:
     x = torch.linspace(-12, 12, 200_001)
     exact = torch.tanh(x.double())
-    error = ((neural_ode.compiled.graphs.tanh(x) - exact) / exact).abs().nan_to_num().max()
+    error = ((neural_ode.compiled.compiler.tanh(x) - exact) / exact).abs().nan_to_num().max()
     assert error < 4 * torch.finfo(torch.float32).eps
 
 
@@ -343,7 +343,7 @@ def test_expm1_in_the_graph_is_accurate() -> None:
     size = torch.logspace(-30, 1.9, 200_001)
     x = torch.cat([-size, size, torch.tensor([-float("inf"), -200.0, float("inf")])])
     exact = torch.expm1(x.double())
-    found = neural_ode.compiled.graphs.expm1(x)
+    found = neural_ode.compiled.compiler.expm1(x)
     error = ((found - exact) / exact)[exact.abs() < 1e30].abs().max()
     assert error < 4 * torch.finfo(torch.float32).eps
     assert torch.equal(found[-3:], torch.tensor([-1.0, -1.0, float("inf")]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.measure.curves import largest_step, linear_accuracy, sign_changes, signed_area
+from reproduction.measure.curves import largest_step, linear_accuracy, sign_changes, signed_area
 
 
 def test_area_of_a_circle_and_its_sign() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torchvision.datasets.mnist
 
-from neural_ode.data.mnist import SHA256, DataError, Mnist, ShuffledBatches, Split, load_mnist
 from neural_ode.errors import InvalidArgumentError
+from reproduction.data.mnist import SHA256, DataError, Mnist, ShuffledBatches, Split, load_mnist
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import solve
-from neural_ode.experiments.depth import DEPTH, Flow, Layers, euler_errors, inputs, stairs, trace, train
+from reproduction.experiments.depth import DEPTH, Flow, Layers, euler_errors, inputs, stairs, trace, train
 
 
 class Line(nn.Module):

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import solve
-from neural_ode.data.events import draw_events
-from neural_ode.data.oscillators import draw_oscillators
-from neural_ode.data.spirals import draw_spirals
-from neural_ode.models.flows import ContinuousFlow, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
-from neural_ode.models.latent_ode import spiral_latent_ode
-from neural_ode.models.mnist import mnist_net
-from neural_ode.models.rnn import NextObservationRNN
-from neural_ode.training.flows import Matching, train_continuous
-from neural_ode.training.poisson import train_joint, train_rate
-from neural_ode.training.spirals import train_latent_ode
 from pretend_device import DEVICE, Elsewhere, PretendDeviceError, pretend_device, to_cpu, to_device
+from reproduction.data.events import draw_events
+from reproduction.data.oscillators import draw_oscillators
+from reproduction.data.spirals import draw_spirals
+from reproduction.models.flows import ContinuousFlow, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
+from reproduction.models.latent_ode import spiral_latent_ode
+from reproduction.models.mnist import mnist_net
+from reproduction.models.rnn import NextObservationRNN
+from reproduction.training.flows import Matching, train_continuous
+from reproduction.training.poisson import train_joint, train_rate
+from reproduction.training.spirals import train_latent_ode
 
 
 def test_the_device_finds_tensors_in_the_wrong_place() -> None:

@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.pipeline.mnist import load_splits, notebook_parameters, settings
-from neural_ode.training.distributed import _share, processes
-from neural_ode.training.loop import read_history
-from neural_ode.training.mnist import train_classifier
+from reproduction.pipeline.mnist import load_splits, notebook_parameters, settings
+from reproduction.training.distributed import _share, processes
+from reproduction.training.loop import read_history
+from reproduction.training.mnist import train_classifier
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,11 +30,11 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from neural_ode.errors import NonFiniteError
-from neural_ode.models.mnist import ConvDynamics, MnistNet
-from neural_ode.models.ode_block import OdeBlock
-from neural_ode.training.distributed import data_parallel, fit_together, processes
-from neural_ode.training.loop import Fit, fit
-from neural_ode.training.mnist import classification_loss
+from reproduction.models.mnist import ConvDynamics, MnistNet
+from neural_ode.nn.ode_block import OdeBlock
+from reproduction.training.distributed import data_parallel, fit_together, processes
+from reproduction.training.loop import Fit, fit
+from reproduction.training.mnist import classification_loss
 
 GRID = {"method": "dopri5", "step_size": 0.5}
 CASES = {
@@ -177,7 +177,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "params").mkdir()
     sizes = "{train_size: 64, validation_size: 10, test_size: 10, epochs: 2, device: cpu}"
     (tmp_path / "params" / "tiny.yaml").write_text(f"mnist: {sizes}\n")
-    shown = torchrun("-m", "neural_ode.pipeline.distributed", "MLP", "--profile", "tiny", folder=tmp_path)
+    shown = torchrun("-m", "reproduction.pipeline.distributed", "MLP", "--profile", "tiny", folder=tmp_path)
     made = tmp_path / "scratch" / "runs" / "tiny" / "04_mnist_distributed"
     assert shown.count("test error") == 1
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_ode.models.elman import last_state
+from reproduction.models.elman import last_state
 
 RNN = nn.RNN(3, 5, batch_first=True).double()
 INPUTS = torch.randn(7, 9, 3, dtype=torch.float64)

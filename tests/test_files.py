@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from neural_ode.claims import Verdict
 from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError
-from neural_ode.experiments.memory import CHOICES
-from neural_ode.experiments.tolerance import SOLVERS
-from neural_ode.figures.animation import save_animation
-from neural_ode.figures.scoreboard import draw_scoreboard
-from neural_ode.figures.theme import COLORS, MARKERS, save_figure, use_theme
-from neural_ode.files import read_json, replace_between, replacing, write_atomically
-from neural_ode.models.mnist import MNIST_MODELS
-from neural_ode.workspace import OUTPUT_VARIABLE, MissingResultError, Workspace, choose_device, project_root
+from reproduction.claims import Verdict
+from reproduction.experiments.memory import CHOICES
+from reproduction.experiments.tolerance import SOLVERS
+from reproduction.figures.animation import save_animation
+from reproduction.figures.scoreboard import draw_scoreboard
+from reproduction.figures.theme import COLORS, MARKERS, save_figure, use_theme
+from reproduction.files import read_json, replace_between, replacing, write_atomically
+from reproduction.models.mnist import MNIST_MODELS
+from reproduction.workspace import OUTPUT_VARIABLE, MissingResultError, Workspace, choose_device, project_root
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_empty_variable_counts_as_none(root: Path, monkeypatch: pytest.Monkey
 def test_a_relative_output_does_not_follow_a_change_of_folder(root: Path, tmp_path: Path) -> None:
     """In a process of its own: what counts is where it began."""
     script = (
-        "import os; from neural_ode.workspace import Workspace; found = []\n"
+        "import os; from reproduction.workspace import Workspace; found = []\n"
         f"for folder in ({str(root)!r}, {str(root / 'notebooks')!r}):\n"
         "    os.chdir(folder); found.append(str(Workspace.open('04_mnist', 'quick').output))\n"
         "print(*found, sep='|')"

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from neural_ode import InvalidArgumentError, NonFiniteError, UnknownNameError
 from neural_ode.compiled import CannotCompile
-from neural_ode.data.densities import TARGETS, get_target
-from neural_ode.data.points import POINT_SETS, points, points_of_picture
-from neural_ode.experiments import flows as experiment
-from neural_ode.measure.fits import fit_line
-from neural_ode.models.flows import (
+from neural_ode.nn.continuous_flow import autograd_trace, hutchinson_trace
+from reproduction.data.densities import TARGETS, get_target
+from reproduction.data.points import POINT_SETS, points, points_of_picture
+from reproduction.experiments import flows as experiment
+from reproduction.measure.fits import fit_line
+from reproduction.models.flows import (
     ContinuousFlow,
     GatedUnits,
     HamiltonianDynamics,
@@ -26,9 +27,8 @@ from neural_ode.models.flows import (
     WithLogDensity,
     standard_normal,
 )
-from neural_ode.models.flows.continuous import autograd_trace, hutchinson_trace
-from neural_ode.models.flows.discrete import constrained
-from neural_ode.training.flows import (
+from reproduction.models.flows.discrete import constrained
+from reproduction.training.flows import (
     Likelihood,
     Matching,
     PictureLikelihood,
@@ -38,7 +38,7 @@ from neural_ode.training.flows import (
     train_continuous,
     train_planar,
 )
-from neural_ode.training.planar import PlanarState, _step, planar_gradient, planar_steps
+from reproduction.training.planar import PlanarState, _step, planar_gradient, planar_steps
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 T = torch.tensor(0.4, dtype=torch.float64)
@@ -401,7 +401,7 @@ def refuse(*_: object) -> None:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planar flows without a compiler: one test above compiles them."""
-    monkeypatch.setattr("neural_ode.training.planar.call", refuse)
+    monkeypatch.setattr("reproduction.training.planar.call", refuse)
 
 
 @pytest.mark.usefixtures("eager")
@@ -422,8 +422,8 @@ def test_training_brings_both_flows_near_a_target() -> None:
 @pytest.mark.usefixtures("eager")
 def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between two chunks and resumed: the same flow, bit for bit."""
-    monkeypatch.setattr("neural_ode.training.flows.CHUNK", 20)
-    monkeypatch.setattr("neural_ode.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("reproduction.training.flows.CHUNK", 20)
+    monkeypatch.setattr("reproduction.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     straight, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK)
     calls = iter(range(100))
 
@@ -433,7 +433,7 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
         return planar_steps(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("neural_ode.training.flows.planar_steps", stop_at_second)
+        patch.setattr("reproduction.training.flows.planar_steps", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
             train_planar([Likelihood("two moons")], 3, [0], QUICK, tmp_path / "a.pt")
     resumed, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK, tmp_path / "a.pt")
@@ -446,10 +446,10 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("eager")
 def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes a second further whenever it is looked at."""
-    monkeypatch.setattr("neural_ode.training.flows.CHUNK", 20)
-    monkeypatch.setattr("neural_ode.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("reproduction.training.flows.CHUNK", 20)
+    monkeypatch.setattr("reproduction.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     clock = iter(range(1000))
-    monkeypatch.setattr("neural_ode.training.flows.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr("reproduction.training.flows.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     calls = iter([None, KeyboardInterrupt])
 
     def interrupted(*arguments):
@@ -457,7 +457,7 @@ def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.
             raise error
         return planar_steps(*arguments)
 
-    monkeypatch.setattr("neural_ode.training.flows.planar_steps", interrupted)
+    monkeypatch.setattr("reproduction.training.flows.planar_steps", interrupted)
     file, run = tmp_path / "a.pt", ([Likelihood("two moons")], 3, [0], QUICK)
     with pytest.raises(KeyboardInterrupt):
         train_planar(*run, file)
@@ -476,7 +476,7 @@ def test_divergence_of_training_is_reported() -> None:
 def test_every_step_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for the same seed and step, other ones for another seed or step."""
     tasks = []
-    monkeypatch.setattr("neural_ode.training.flows.fit", lambda task, checkpoint: tasks.append(task))
+    monkeypatch.setattr("reproduction.training.flows.fit", lambda task, checkpoint: tasks.append(task))
     for seed in (0, 1):
         train_continuous(Likelihood("two moons"), 2, seed, QUICK, LOOSE)
     drawn = [task.batch(step)[0] for task in tasks for step in (0, 1)]

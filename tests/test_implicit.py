@@ -12,8 +12,11 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
+from neural_ode.control.controllers import IntegralController, Tolerance, initial_step
 from neural_ode.errors import InvalidArgumentError, NewtonError
-from neural_ode.implicit_tableaus import (
+from neural_ode.methods import implicit_runge_kutta
+from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta, _extrapolation
+from neural_ode.methods.tableaus.implicit import (
     GL4,
     GL6,
     IMPLICIT_EULER,
@@ -27,10 +30,7 @@ from neural_ode.implicit_tableaus import (
     TRBDF2,
     ImplicitTableau,
 )
-from neural_ode.methods import implicit_runge_kutta
-from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta, _extrapolation
-from neural_ode.state import Dynamics, rms_norm
-from neural_ode.step_size import IntegralController, Tolerance, initial_step
+from neural_ode.problem.state import Dynamics, rms_norm
 from test_tableaus import density, symmetry, trees
 
 FIXED = [IMPLICIT_EULER, IMPLICIT_MIDPOINT, TRAPEZOID, GL4, GL6, RADAU_IIA3, RADAU_IIA5, SDIRK2, TRBDF2]

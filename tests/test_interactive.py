@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.figures.interactive import control, interactive_figure
-from neural_ode.pipeline.clean import clean
+from reproduction.figures.interactive import control, interactive_figure
+from reproduction.pipeline.clean import clean
 
 DRAW = """
 import matplotlib.pyplot as plt
-from neural_ode.figures.interactive import interactive_figure
+from reproduction.figures.interactive import interactive_figure
 
 
 def draw(height=2.0, color="green"):

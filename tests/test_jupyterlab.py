@@ -45,7 +45,7 @@ SETTINGS = {
 
 PLAY = """
 import matplotlib.pyplot as plt
-from neural_ode.figures.interactive import interactive_figure
+from reproduction.figures.interactive import interactive_figure
 
 
 def draw(height=2.0):

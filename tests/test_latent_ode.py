@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import solve
-from neural_ode.data.batches import Minibatches
-from neural_ode.data.spirals import RECIPES, draw_spirals
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
-from neural_ode.measure.prediction import latent_ode_errors, rnn_errors
-from neural_ode.models.gaussian import kl_to_standard_normal, normal_log_density, sample_normal
-from neural_ode.models.latent_ode import LatentODE, spiral_latent_ode
-from neural_ode.models.own_times import union_of_times
-from neural_ode.models.recognition import BackwardRNN
-from neural_ode.models.rnn import NextObservationRNN
+from neural_ode.nn.own_times import union_of_times
+from reproduction.data.batches import Minibatches
+from reproduction.data.spirals import RECIPES, draw_spirals
+from reproduction.measure.prediction import latent_ode_errors, rnn_errors
+from reproduction.models.gaussian import kl_to_standard_normal, normal_log_density, sample_normal
+from reproduction.models.latent_ode import LatentODE, spiral_latent_ode
+from reproduction.models.recognition import BackwardRNN
+from reproduction.models.rnn import NextObservationRNN
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 

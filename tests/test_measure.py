@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
-from neural_ode.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
-from neural_ode.measure.memory import bytes_kept, in_fresh_process, peak_memory
-from neural_ode.measure.timing import seconds_of
+from reproduction.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
+from reproduction.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
+from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
+from reproduction.measure.timing import seconds_of
 
 
 def test_bytes_kept_counts_each_storage_once() -> None:

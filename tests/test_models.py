@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import UnknownNameError, solve
-from neural_ode.models.mnist import MNIST_MODELS, ConvDynamics, MnistNet, mnist_net
-from neural_ode.models.ode_block import OdeBlock
+from neural_ode.nn.ode_block import OdeBlock
+from reproduction.models.mnist import MNIST_MODELS, ConvDynamics, MnistNet, mnist_net
 
 GROUP_NORM = 2 * 64
 STEM = (9 * 64 + 64) + GROUP_NORM + (16 * 64 * 64 + 64) + GROUP_NORM + (16 * 64 * 64 + 64)

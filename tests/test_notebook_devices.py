@@ -9,8 +9,8 @@ import nbformat
 import pytest
 import torch
 
-from neural_ode.workspace import OUTPUT_VARIABLE
 from pretend_device import DEVICE, pretend_device
+from reproduction.workspace import OUTPUT_VARIABLE
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SMALL: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ def run(name: str, changes: dict[str, Any]) -> dict[str, Any]:
 def test_on_another_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path))
     for constant, value in {"MAX_STEPS": 15, "REFERENCE": 1e-3}.items():  # the device is slow
-        monkeypatch.setattr(f"neural_ode.experiments.adjoint.{constant}", value)
+        monkeypatch.setattr(f"reproduction.experiments.adjoint.{constant}", value)
     if name == "09_extrapolation":
         run("08_spirals", SMALL["08_spirals"])
     with pretend_device():

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from neural_ode.control.controllers import IntegralController
 from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.methods import METHODS, ExplicitRungeKutta, ImplicitRungeKutta, Method
-from neural_ode.pipeline.numerics import CASES, FILE, differences, measured, text
-from neural_ode.step_size import IntegralController
+from reproduction.pipeline.numerics import CASES, FILE, differences, measured, text
 
 STORED = json.loads(FILE.read_text())
 

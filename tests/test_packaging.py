@@ -64,7 +64,7 @@ def test_environment_installs_the_project() -> None:
 def test_package_data() -> None:
     assert neural_ode.__version__ == PROJECT["version"]
     assert files("neural_ode").joinpath("py.typed").is_file()
-    assert files("neural_ode").joinpath("claims.yaml").is_file()
+    assert files("reproduction").joinpath("claims.yaml").is_file()
 
 
 def test_importing_the_library_is_light() -> None:
@@ -104,7 +104,7 @@ EXTRAS = {
     "site": {"pipeline.site": ["sphinx"]},
 }
 CALLS = {
-    "yaml": "from neural_ode.files import read_yaml; read_yaml(Path('pyproject.toml'), '')",
+    "yaml": "from reproduction.files import read_yaml; read_yaml(Path('pyproject.toml'), '')",
     "torchvision": "module.load_mnist('data/mnist')",
     "papermill": "module._execute(Path('a'), Path('b'), {}, Path('c'))",
     "distributed": "module._client(1).__enter__()",
@@ -129,7 +129,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(extra: str, 
                     continue
                 sys.modules[package] = None
                 try:
-                    module = importlib.import_module(f"neural_ode.{{name}}")
+                    module = importlib.import_module(f"reproduction.{{name}}")
                     exec({CALLS!r}.get(package, ""))
                     print(name, package, "is not missed", flush=True)
                 except MissingPackageError as error:
@@ -152,40 +152,9 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(extra: str, 
 
 def test_every_package_of_an_extra_is_imported_within_needs() -> None:
     """No module imports at its top what PyTorch alone does not bring."""
-    core = {"torch", "numpy", "neural_ode", *sys.stdlib_module_names}
+    core = {"torch", "numpy", "neural_ode", "reproduction", *sys.stdlib_module_names}
     for file in (ROOT / "lib").rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert {name.split(".")[0] for name in names} <= core, file
-
-
-def test_imports_go_one_way() -> None:
-    """No module imports from a layer above its own."""
-    layers = [
-        ["errors", "files", "imports", "tableaus", "implicit_tableaus", "dependence"],
-        ["state"],
-        ["dynamics", "captured"],
-        ["step_size", "methods", "clock"],
-        ["solution", "scheme", "events"],
-        ["replay"],
-        ["adaptive", "per_sample"],
-        ["fixed_grid"],
-        ["integrate", "structure"],
-        ["compiled"],
-        ["gradients"],
-        ["solve"],
-        ["odeint"],
-        ["models", "data", "measure", "claims", "workspace", "display"],
-        ["training", "experiments", "figures"],
-        ["sweep"],
-        ["pipeline"],
-    ]
-    level = {name: depth for depth, names in enumerate(layers) for name in names}
-    library = ROOT / "lib" / "neural_ode"
-    for file in library.rglob("*.py"):
-        own = file.relative_to(library).parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        for imported in re.findall(r"^\s*from neural_ode\.(\w+)", file.read_text(), re.MULTILINE):
-            assert level[imported] <= level[own], f"{file.name} imports {imported}"

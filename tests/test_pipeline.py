@@ -21,24 +21,24 @@ import pytest
 import yaml
 
 from neural_ode.errors import FileError, InvalidArgumentError
-from neural_ode.files import publish_files
-from neural_ode.imports import imported_modules
-from neural_ode.pipeline import refresh, sources
-from neural_ode.pipeline import run as runner
-from neural_ode.pipeline import sweep as sweeper
-from neural_ode.pipeline.alone import BusyError, locked
-from neural_ode.pipeline.clean import clean
-from neural_ode.pipeline.notebooks import read_notebook
-from neural_ode.pipeline.parameters import (
+from reproduction.files import publish_files
+from reproduction.imports import imported_modules
+from reproduction.pipeline import refresh, sources
+from reproduction.pipeline import run as runner
+from reproduction.pipeline import sweep as sweeper
+from reproduction.pipeline.alone import BusyError, locked
+from reproduction.pipeline.clean import clean
+from reproduction.pipeline.notebooks import read_notebook
+from reproduction.pipeline.parameters import (
     Declared,
     ParameterError,
     check_parameters,
     declared_parameters,
     read_parameters,
 )
-from neural_ode.pipeline.refresh import refreshed
-from neural_ode.pipeline.sources import source_only
-from neural_ode.workspace import OUTPUT_VARIABLE, Workspace
+from reproduction.pipeline.refresh import refreshed
+from reproduction.pipeline.sources import source_only
+from reproduction.workspace import OUTPUT_VARIABLE, Workspace
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -367,11 +367,11 @@ def test_a_stage_runs_its_notebook_in_its_profile(path: Path) -> None:
     """Not the quick profile whatever the stage is called, and with the parameters of that profile."""
     stage = STAGES[section(path)]
     assert stage["matrix"] == {"profile": "${profiles}"}
-    command = f"python -m neural_ode.pipeline.run .nbsrc/{path.name} --profile ${{item.profile}}"
+    command = f"python -m reproduction.pipeline.run .nbsrc/{path.name} --profile ${{item.profile}}"
     assert stage["cmd"] == command
     assert {"params/${item.profile}.yaml": [section(path)]} in stage["params"]
     read = {name for entry in stage["params"] for name in entry}
-    assert read <= {"params/${item.profile}.yaml", "lib/neural_ode/claims.yaml"}
+    assert read <= {"params/${item.profile}.yaml", "lib/reproduction/claims.yaml"}
     made = [name for kind in ("outs", "metrics", "plots") for out in stage.get(kind, []) for name in out]
     of_others = [dep for dep in stage["deps"] if dep.startswith(("figures/", "runs/"))]
     for name in made + of_others:
@@ -475,16 +475,16 @@ class TestWhatRunsAgain:
         assert changed(clone) == {"memory@quick"}
 
     def test_a_module_touches_the_stages_that_use_it(self, clone: Path, touched) -> None:
-        touched("lib/neural_ode/training/mnist.py", lambda text: text + "\n")
+        touched("lib/reproduction/training/mnist.py", lambda text: text + "\n")
         assert changed(clone) == {"mnist@quick", "tolerance@quick"}
-        touched("lib/neural_ode/measure/memory.py", lambda text: text + "\n")
+        touched("lib/reproduction/measure/memory.py", lambda text: text + "\n")
         assert changed(clone) == {"mnist@quick", "tolerance@quick", "memory@quick"}
-        touched("lib/neural_ode/training/planar.py", lambda text: text + "\n")
+        touched("lib/reproduction/training/planar.py", lambda text: text + "\n")
         flows = {"density_matching@quick", "maximum_likelihood@quick"}
         assert changed(clone) == {"mnist@quick", "tolerance@quick", "memory@quick", *flows}
 
     def test_a_claim_touches_the_stages_that_decide_it(self, clone: Path, touched) -> None:
-        touched("lib/neural_ode/claims.yaml", lambda text: text.replace("R² > 0.99", "R² over 0.99"))
+        touched("lib/reproduction/claims.yaml", lambda text: text.replace("R² > 0.99", "R² over 0.99"))
         assert changed(clone) == {"memory@quick", "scoreboard@quick"}
 
     def test_a_second_profile_leaves_the_first_alone(self, clone: Path, touched) -> None:
@@ -503,7 +503,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "quick.yaml").write_text("toy: {value: 2}\n")
     made = notebook(
-        "from neural_ode.workspace import Workspace\n"
+        "from reproduction.workspace import Workspace\n"
         "work = Workspace.open('07_toy', profile)\n"
         "work.checkpoints.mkdir(parents=True, exist_ok=True)\n"
         "resumed = (work.checkpoints / 'half').exists()\n"
@@ -600,7 +600,7 @@ def trained(project: Path) -> Path:
     made = nbformat.read(project / "07_toy.ipynb", as_version=4)
     made.cells.append(
         nbformat.v4.new_code_cell(
-            "from neural_ode.files import write_atomically\n"
+            "from reproduction.files import write_atomically\n"
             "for name in ('a', 'b'):\n"
             "    write_atomically(work.runs / name, f'weights {value}')\n"
             "write_atomically(work.figure(f'only_{value}').with_suffix('.svg'), '<svg/>')"
@@ -750,7 +750,7 @@ def test_a_failing_cell_is_named_even_if_nothing_can_be_kept(
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from neural_ode.pipeline.alone import locked
+    from reproduction.pipeline.alone import locked
 
     with locked(Path(sys.argv[1]), "work"):
         print("locked", flush=True)
@@ -852,7 +852,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 ELSEWHERE = """
-    from neural_ode.pipeline import alone, run
+    from reproduction.pipeline import alone, run
 
     run.HEADLESS = run.HEADLESS[:1]
     alone.stop_with_parent()
@@ -870,7 +870,7 @@ def test_a_run_ends_with_the_process_that_started_it(platform: str, project: Pat
         "time.sleep(300)",
     )
     nbformat.write(made, project / "07_toy.ipynb")
-    run = [sys.executable, "-m", "neural_ode.pipeline.run", "07_toy.ipynb"]
+    run = [sys.executable, "-m", "reproduction.pipeline.run", "07_toy.ipynb"]
     if platform == "elsewhere":
         run = [sys.executable, "-c", textwrap.dedent(ELSEWHERE)]
     starter = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({run!r})"])
@@ -891,7 +891,7 @@ def test_a_run_ends_with_the_process_that_started_it(platform: str, project: Pat
 def test_nohup_lets_a_run_outlive_the_shell_but_not_dvc(before: str, watched: bool) -> None:
     script = f"""
         import os, signal, threading
-        from neural_ode.pipeline.alone import stop_with_parent
+        from reproduction.pipeline.alone import stop_with_parent
         ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
         {before}
         stop_with_parent()

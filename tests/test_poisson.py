@@ -9,12 +9,12 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from neural_ode.data.events import RATES, draw_events, padded, thinned
-from neural_ode.data.oscillators import END, draw_oscillators, oscillator_rate
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
-from neural_ode.models.joint import JointModel
-from neural_ode.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
-from neural_ode.training.poisson import (
+from reproduction.data.events import RATES, draw_events, padded, thinned
+from reproduction.data.oscillators import END, draw_oscillators, oscillator_rate
+from reproduction.models.joint import JointModel
+from reproduction.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
+from reproduction.training.poisson import (
     RateModel,
     joint_rates,
     relative_squared_error,

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import neural_ode
-from neural_ode.claims import decide, describe, load_claims
 from neural_ode.errors import FileError
-from neural_ode.pipeline import readme
-from neural_ode.pipeline.readme import gallery, marks, scoreboard
-from neural_ode.pipeline.site import landing
+from reproduction.claims import decide, describe, load_claims
+from reproduction.pipeline import readme
+from reproduction.pipeline.readme import gallery, marks, scoreboard
+from reproduction.pipeline.site import landing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from neural_ode import METHODS, InvalidArgumentError, RecursiveCheckpoint, Solution, solve
 from neural_ode.gradients.checkpoints import Checkpoints, Snapshot, first_part
-from neural_ode.measure.memory import bytes_kept
 from neural_ode.methods import Method
-from neural_ode.replay import Again
+from neural_ode.stepping.step_records import Again
+from reproduction.measure.memory import bytes_kept
 
 ADAPTIVE = [name for name, method in METHODS.items() if isinstance(method, Method) and method.adaptive]
 FIXED = [name for name, method in METHODS.items() if isinstance(method, Method) and not method.own_steps]

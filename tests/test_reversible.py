@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import InvalidArgumentError, NeuralODEWarning, Reversible, Statistics, solve
+from neural_ode.control.controllers import Tolerance
 from neural_ode.gradients.checkpoints import Snapshot
-from neural_ode.integrate import integrate
-from neural_ode.measure.memory import bytes_kept
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta, get_method
-from neural_ode.scheme import Scheme
-from neural_ode.state import rms_norm
-from neural_ode.step_size import Tolerance
+from neural_ode.problem.state import rms_norm
+from neural_ode.stepping.integrate import integrate
+from neural_ode.stepping.settings import Scheme
+from reproduction.measure.memory import bytes_kept
 
 EXPLICIT = ["euler", "midpoint", "heun3", "rk4", "bosh3", "dopri5", "tsit5", "dopri8"]
 

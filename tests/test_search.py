@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from neural_ode import NonFiniteError, StepSizeUnderflowError
-from neural_ode.experiments.search import first_stable, ranked
+from reproduction.experiments.search import first_stable, ranked
 
 
 def test_candidates_are_ranked_by_mean_loss_and_one_candidate_needs_no_trial() -> None:

@@ -14,8 +14,8 @@ import nbformat
 import pytest
 
 import neural_ode
-from neural_ode.claims import Verdict
-from neural_ode.pipeline.site import alt_texts, build, modules, notebook_page, scoreboard, sections
+from reproduction.claims import Verdict
+from reproduction.pipeline.site import alt_texts, build, modules, notebook_page, scoreboard, sections
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

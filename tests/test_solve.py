@@ -23,11 +23,11 @@ from neural_ode import (
     UnknownNameError,
     solve,
 )
-from neural_ode.integrate import integrate
+from neural_ode.control.controllers import Tolerance
 from neural_ode.methods import get_method
-from neural_ode.scheme import Scheme
-from neural_ode.state import rms_norm
-from neural_ode.step_size import Tolerance
+from neural_ode.problem.state import rms_norm
+from neural_ode.stepping.integrate import integrate
+from neural_ode.stepping.settings import Scheme
 
 METHODS = {name: get_method(name) for name in ("euler", "midpoint", "rk4", "dopri5")}
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]

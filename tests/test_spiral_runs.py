@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from neural_ode.errors import UnknownNameError
-from neural_ode.experiments import spirals
-from neural_ode.figures.spirals import PARTS, draw_latent_ode, draw_prediction
-from neural_ode.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
-from neural_ode.models.latent_ode import LatentODE
-from neural_ode.models.rnn import NextObservationRNN
-from neural_ode.training.spirals import train_latent_ode, train_rnn
-from neural_ode.workspace import MissingResultError, Workspace
+from reproduction.experiments import spirals
+from reproduction.figures.spirals import PARTS, draw_latent_ode, draw_prediction
+from reproduction.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
+from reproduction.models.latent_ode import LatentODE
+from reproduction.models.rnn import NextObservationRNN
+from reproduction.training.spirals import train_latent_ode, train_rnn
+from reproduction.workspace import MissingResultError, Workspace
 
 TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2, "noise_factor": 2.0}
 SERIES = (20, 10)
@@ -99,7 +99,7 @@ def test_weight_of_the_divergence(warmup: int, weights: list[float], monkeypatch
         found.extend(batch(step)[1] for step in range(5))
         return []
 
-    monkeypatch.setattr("neural_ode.training.spirals.fit_with_adam", fit)
+    monkeypatch.setattr("reproduction.training.spirals.fit_with_adam", fit)
     data = spirals.spirals_for(spirals.BASE, 20, 30, 0, spirals.TRAIN)
     train_rnn(data, data, 0, TRAINING | {"kl_warmup": warmup}, True)
     assert found == weights

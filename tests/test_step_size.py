@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from neural_ode import IntegralController, PIDController, solve
-from neural_ode.state import rms_norm
-from neural_ode.step_size import Tolerance, initial_step
+from neural_ode.control.controllers import Tolerance, initial_step
+from neural_ode.problem.state import rms_norm
 
 # Integral control -------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,12 @@ import pytest
 import torch
 from distributed.utils import json_load_robust
 
-from neural_ode.data.mnist import ShuffledBatches
 from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
-from neural_ode.pipeline import mnist as networks
-from neural_ode.pipeline import sweep as command
-from neural_ode.sweep import SCHEDULER_VARIABLE, SweepError, grid, sweep
-from neural_ode.training.mnist import train_classifier
+from reproduction.data.mnist import ShuffledBatches
+from reproduction.pipeline import mnist as networks
+from reproduction.pipeline import sweep as command
+from reproduction.sweep import SCHEDULER_VARIABLE, SweepError, grid, sweep
+from reproduction.training.mnist import train_classifier
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ import torch
 from torch import nn
 
 from neural_ode import solve
-from neural_ode.sweep import grid, sweep
+from reproduction.sweep import grid, sweep
 
 
 def gradient(log: Path, *, width: int, seed: int) -> dict[str, object]:
@@ -314,7 +314,7 @@ def test_a_killed_sweep_goes_on(tasks: ModuleType, log: Path, tmp_path: Path) ->
     script = f"""
         from functools import partial
         from pathlib import Path
-        from neural_ode.sweep import grid, sweep
+        from reproduction.sweep import grid, sweep
         from sweep_tasks import gradient
         points, folder = grid(width=[2, 3], seed=range(3)), Path({str(tmp_path / "killed")!r})
         sweep(partial(gradient, Path({str(log)!r})), points, folder)

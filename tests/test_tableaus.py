@@ -12,7 +12,7 @@ from scipy.linalg import null_space
 from torch import Tensor
 
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
-from neural_ode.tableaus import (
+from neural_ode.methods.tableaus.explicit import (
     ADAPTIVE_HEUN,
     BOSH3,
     DOPRI5,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import solve
-from neural_ode.data.mnist import Split
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.experiments.tolerance import (
+from reproduction.data.mnist import Split
+from reproduction.experiments.tolerance import (
     SOLVERS,
     Forward,
     backward_scales,
@@ -22,8 +22,8 @@ from neural_ode.experiments.tolerance import (
     sharing,
     times_of_their_own,
 )
-from neural_ode.models.mnist import ConvDynamics, MnistNet, mnist_net
-from neural_ode.training.weights import WeightsError, load_classifier, save_run
+from reproduction.models.mnist import ConvDynamics, MnistNet, mnist_net
+from reproduction.training.weights import WeightsError, load_classifier, save_run
 
 
 class Brightness(nn.Module):

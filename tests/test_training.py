@@ -19,17 +19,17 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from neural_ode import NeuralODEWarning, NonFiniteError
-from neural_ode.data.mnist import Mnist, Split
 from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError
-from neural_ode.experiments.classifiers import step_costs
-from neural_ode.models.mnist import mnist_net
 from neural_ode.solution import Statistics
-from neural_ode.training.adam import fit_with_adam
-from neural_ode.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
-from neural_ode.training.flows import Likelihood, train_continuous
-from neural_ode.training.loop import Fit, fit, history_csv, read_history
-from neural_ode.training.mnist import classifier_task, error_rate, learning_rate, train_classifier
-from neural_ode.training.weights import WeightsError, load_classifier, load_weights, save_run
+from reproduction.data.mnist import Mnist, Split
+from reproduction.experiments.classifiers import step_costs
+from reproduction.models.mnist import mnist_net
+from reproduction.training.adam import fit_with_adam
+from reproduction.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
+from reproduction.training.flows import Likelihood, train_continuous
+from reproduction.training.loop import Fit, fit, history_csv, read_history
+from reproduction.training.mnist import classifier_task, error_rate, learning_rate, train_classifier
+from reproduction.training.weights import WeightsError, load_classifier, load_weights, save_run
 
 TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}
 SOLVER = {"rtol": 1e-2, "atol": 1e-2}
@@ -202,7 +202,7 @@ def test_a_training_without_a_step_is_refused(changes: dict) -> None:
 
 
 def test_an_interruption_changes_no_uneven_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neural_ode.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("reproduction.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     expected = fit(regression(steps=20, epochs=3))
     made = regression().batch
 
@@ -221,7 +221,7 @@ def test_an_interruption_changes_no_uneven_epoch(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 19])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(stop: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("neural_ode.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("reproduction.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     whole = regression()
     expected = fit(whole)
 
@@ -270,13 +270,13 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
 
 def test_fingerprint_depends_on_settings_and_code(tmp_path: Path) -> None:
     code = tmp_path / "code.py"
-    code.write_text("from neural_ode.training.loop import fit\nx = 1\n")
+    code.write_text("from reproduction.training.loop import fit\nx = 1\n")
     assert fingerprint({"a": 1, "b": 2}, code) == fingerprint({"b": 2, "a": 1}, code)
     assert fingerprint({"a": 1}, code) != fingerprint({"a": 2}, code)
     commented, changed, other = tmp_path / "commented.py", tmp_path / "changed.py", tmp_path / "other.py"
-    commented.write_text("# Why.\nfrom neural_ode.training.loop import fit\n\nx = (1)\n")
-    changed.write_text("from neural_ode.training.loop import fit\nx = 2\n")
-    other.write_text("from neural_ode.claims import decide as fit\nx = 1\n")
+    commented.write_text("# Why.\nfrom reproduction.training.loop import fit\n\nx = (1)\n")
+    changed.write_text("from reproduction.training.loop import fit\nx = 2\n")
+    other.write_text("from reproduction.claims import decide as fit\nx = 1\n")
     assert len({fingerprint({}, path) for path in (code, commented)}) == 1
     assert len({fingerprint({}, path) for path in (code, changed, other)}) == 3
 
@@ -287,7 +287,7 @@ def test_fingerprint_depends_on_imported_modules(tmp_path: Path, monkeypatch) ->
     found = set()
     for text in ("y = 1\n", "y = 2\n"):
         helper.write_text(text)
-        monkeypatch.setattr("neural_ode.training.checkpoint.imported_modules", lambda path: {helper})
+        monkeypatch.setattr("reproduction.training.checkpoint.imported_modules", lambda path: {helper})
         _meaning.cache_clear()
         found.add(fingerprint({}, code))
     _meaning.cache_clear()
@@ -394,7 +394,9 @@ def test_no_bit_of_the_weights_can_flip_unnoticed(saved: Path) -> None:
 def test_the_history_is_there_before_the_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that say what run they are of are found by that run, which reads the history then."""
     written = []
-    monkeypatch.setattr("neural_ode.training.weights.write_atomically", lambda file, content: written.append(file))
+    monkeypatch.setattr(
+        "reproduction.training.weights.write_atomically", lambda file, content: written.append(file)
+    )
     save_run(nn.Linear(1, 1), [], saved.parent, "net")
     assert [file.suffix for file in written] == [".csv", ".safetensors"]
 
@@ -499,7 +501,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch) -> Non
     assert not torch.equal(weights(changed.model), weights(trained.model))
     assert changed.run != trained.run
 
-    monkeypatch.setattr("neural_ode.training.mnist.fit", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr("reproduction.training.mnist.fit", lambda *arguments: pytest.fail("trained again"))
     again = train_classifier("MLP", 0, data, TRAINING, SOLVER, finished=finished)
     assert torch.equal(weights(again.model), weights(trained.model))
     assert history_csv(again.history) == history_csv(trained.history)
@@ -539,8 +541,8 @@ SCRIPT = """
     import torch
     from pathlib import Path
     from test_training import SOLVER, synthetic, weights
-    import neural_ode.training.loop as loop
-    from neural_ode.training.mnist import train_classifier
+    import reproduction.training.loop as loop
+    from reproduction.training.mnist import train_classifier
 
     loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     training = {{"epochs": 4, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}}

@@ -4,6 +4,7 @@
 torchdiffeq. How a solve is differentiated is a choice among five: `GRADIENTS`.
 """
 
+from neural_ode.control.controllers import IntegralController, PIDController
 from neural_ode.errors import (
     InvalidArgumentError,
     MaxStepsError,
@@ -15,14 +16,13 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
     UnknownNameError,
 )
-from neural_ode.events import Event
 from neural_ode.gradients import GRADIENTS, Backsolve, Direct, Interpolating, RecursiveCheckpoint, Reversible
 from neural_ode.methods import METHODS
-from neural_ode.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
-from neural_ode.scheme import Callbacks
 from neural_ode.solution import DenseOutput, Solution, Statistics
 from neural_ode.solve import solve
-from neural_ode.step_size import IntegralController, PIDController
+from neural_ode.stepping.events import Event
+from neural_ode.stepping.settings import Callbacks
+from neural_ode.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 __version__ = "0.1.0"
 

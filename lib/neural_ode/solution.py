@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import ExplicitRungeKutta, Method
-from neural_ode.state import State
+from neural_ode.problem.state import State
 
 __all__ = ["DenseOutput", "Made", "NoDenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
 

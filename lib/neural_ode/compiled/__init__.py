@@ -14,8 +14,8 @@ the size of a batch, or the values of parameters compiles nothing.
 """
 
 from neural_ode.compiled.adjoint import compiled_adjoint
+from neural_ode.compiled.compiler import CannotCompile
 from neural_ode.compiled.forward import compiled_integrate, integrate_compiled, per_sample_compiled
-from neural_ode.compiled.graphs import CannotCompile
 from neural_ode.compiled.steps import with_compiled_steps, with_plain_steps
 
 __all__ = [

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_ode.compiled.compiler import CannotCompile, call
 from neural_ode.compiled.dynamics import (
     LiftedDynamics,
     check_no_hidden_dependence,
@@ -15,12 +16,11 @@ from neural_ode.compiled.dynamics import (
     with_parameters,
 )
 from neural_ode.compiled.forward import check
-from neural_ode.compiled.graphs import CannotCompile, call
 from neural_ode.compiled.loop import PATIENCE, control_of, march_through, tolerance_of
 from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.scheme import Scheme
+from neural_ode.problem.state import Dynamics, TupleState
 from neural_ode.solution import Statistics
-from neural_ode.state import Dynamics, TupleState
+from neural_ode.stepping.settings import Scheme
 
 __all__ = ["compiled_adjoint"]
 

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from neural_ode.adaptive import check_start
-from neural_ode.captured import captured
-from neural_ode.compiled.graphs import Bounded, CannotCompile, compiled_so_far
+from neural_ode.compiled.compiler import Bounded, CannotCompile, compiled_so_far
 from neural_ode.compiled.numbers import constants_of, numbers_of, with_numbers
-from neural_ode.dynamics import GuardedDynamics
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError
-from neural_ode.state import Dynamics, TupleState
+from neural_ode.problem.captured import captured
+from neural_ode.problem.dynamics import GuardedDynamics
+from neural_ode.problem.state import Dynamics, TupleState
+from neural_ode.stepping.adaptive import check_start
 
 __all__ = [
     "LiftedDynamics",

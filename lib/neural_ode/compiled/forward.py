@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from neural_ode.compiled.backward import march_back
+from neural_ode.compiled.compiler import Bounded, CannotCompile, call
 from neural_ode.compiled.dynamics import (
     LiftedDynamics,
     compiling,
@@ -22,20 +24,18 @@ from neural_ode.compiled.dynamics import (
     describe,
     with_parameters,
 )
-from neural_ode.compiled.graphs import Bounded, CannotCompile, call
 from neural_ode.compiled.loop import PATIENCE, control_of, march, tolerance_of
-from neural_ode.compiled.pullback import march_back
 from neural_ode.compiled.steps import with_compiled_steps
-from neural_ode.dependence import gradients, own_parts
-from neural_ode.events import Event
-from neural_ode.integrate import integrate
+from neural_ode.control.controllers import IntegralController
 from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.per_sample import by_rows, per_sample
-from neural_ode.replay import take_tensors
-from neural_ode.scheme import Callbacks, Scheme, Trajectory
+from neural_ode.problem.dependence import gradients, own_parts
+from neural_ode.problem.state import Dynamics, Norm
 from neural_ode.solution import SampleStatistics, Statistics
-from neural_ode.state import Dynamics, Norm
-from neural_ode.step_size import IntegralController
+from neural_ode.stepping.events import Event
+from neural_ode.stepping.integrate import integrate
+from neural_ode.stepping.per_sample import by_rows, per_sample
+from neural_ode.stepping.settings import Callbacks, Scheme, Trajectory
+from neural_ode.stepping.step_records import take_tensors
 
 __all__ = ["check", "compiled_integrate", "integrate_compiled", "per_sample_compiled"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.compiled.graphs import while_loop
+from neural_ode.compiled.compiler import while_loop
+from neural_ode.control.controllers import Tolerance, column, initial_step
 from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.scheme import Scheme
-from neural_ode.state import Dynamics, Norm
-from neural_ode.step_size import Tolerance, column, initial_step
+from neural_ode.problem.state import Dynamics, Norm
+from neural_ode.stepping.settings import Scheme
 
 __all__ = ["PATIENCE", "control_of", "march", "march_through", "tolerance_of"]
 

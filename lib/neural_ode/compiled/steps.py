@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from neural_ode.compiled.compiler import Bounded
 from neural_ode.compiled.dynamics import describe
-from neural_ode.compiled.graphs import Bounded
-from neural_ode.dynamics import GuardedDynamics
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.methods import ExplicitRungeKutta, Step
-from neural_ode.scheme import Scheme
-from neural_ode.state import Dynamics, real_dtype
-from neural_ode.tableaus import ButcherTableau
+from neural_ode.methods.tableaus.explicit import ButcherTableau
+from neural_ode.problem.dynamics import GuardedDynamics
+from neural_ode.problem.state import Dynamics, real_dtype
+from neural_ode.stepping.settings import Scheme
 
 __all__ = ["CompiledRungeKutta", "with_compiled_steps", "with_plain_steps"]
 

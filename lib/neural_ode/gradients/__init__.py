@@ -8,11 +8,11 @@ from neural_ode.gradients.adjoint import Adjoint
 from neural_ode.gradients.backsolve import Backsolve
 from neural_ode.gradients.direct import Direct
 from neural_ode.gradients.interpolating import Interpolating
-from neural_ode.gradients.problem import Problem
 from neural_ode.gradients.recursive_checkpoint import RecursiveCheckpoint
 from neural_ode.gradients.reversible import Reversible
-from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.problem.initial_value import Problem
 from neural_ode.solution import Statistics
+from neural_ode.stepping.settings import Scheme, Trajectory
 
 __all__ = [
     "GRADIENTS",

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neural_ode.dependence import GraphKeeping
-from neural_ode.state import Dynamics, TupleState
-from neural_ode.tableaus import ButcherTableau
+from neural_ode.methods.tableaus.explicit import ButcherTableau
+from neural_ode.problem.dependence import GraphKeeping
+from neural_ode.problem.state import Dynamics, TupleState
 
 __all__ = ["AdjointSystem", "AugmentedSystem", "Quadrature"]
 

@@ -17,8 +17,8 @@ from neural_ode.gradients.adjoint import Adjoint, BackwardSolve, Memory
 from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.gradients.checkpoints import Checkpoints, Snapshot
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
-from neural_ode.scheme import Scheme
 from neural_ode.solution import Segment
+from neural_ode.stepping.settings import Scheme
 
 __all__ = ["AugmentedSystem", "Backsolve"]
 

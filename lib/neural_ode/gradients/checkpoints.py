@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from neural_ode.replay import Replay
+from neural_ode.stepping.step_records import Replay
 
 __all__ = ["Budget", "Checkpoints", "Kept", "Snapshot"]
 

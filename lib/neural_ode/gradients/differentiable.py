@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.dependence import gradients, own_parts
 from neural_ode.errors import InvalidArgumentError, NeuralODEError
+from neural_ode.problem.dependence import gradients, own_parts
 
 __all__ = [
     "Autocast",

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from neural_ode.compiled import integrate_compiled
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.gradients.problem import Problem
-from neural_ode.integrate import integrate
 from neural_ode.methods import BlackBox
-from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.problem.initial_value import Problem
 from neural_ode.solution import Statistics
+from neural_ode.stepping.integrate import integrate
+from neural_ode.stepping.settings import Scheme, Trajectory
 
 __all__ = ["Direct"]
 

@@ -16,9 +16,9 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.adjoint import Adjoint, BackwardSolve, Memory
 from neural_ode.gradients.augmented import AdjointSystem
 from neural_ode.methods import Method
-from neural_ode.replay import take_tensors
-from neural_ode.scheme import Scheme
 from neural_ode.solution import DenseOutput, Segment
+from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.step_records import take_tensors
 
 __all__ = ["Interpolating"]
 

@@ -12,10 +12,10 @@ from neural_ode.compiled import CannotCompile, compiled_integrate, with_compiled
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.checkpoints import Budget, Checkpoints
 from neural_ode.gradients.differentiable import refuse_transforms
-from neural_ode.gradients.problem import Problem
-from neural_ode.gradients.stepwise import solve_stepwise
-from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.gradients.step_replay import solve_stepwise
+from neural_ode.problem.initial_value import Problem
 from neural_ode.solution import Statistics
+from neural_ode.stepping.settings import Scheme, Trajectory
 
 __all__ = ["RecursiveCheckpoint"]
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, finite_number
 from neural_ode.gradients.checkpoints import Kept, Snapshot
-from neural_ode.gradients.problem import Problem
-from neural_ode.gradients.stepwise import solve_stepwise
+from neural_ode.gradients.step_replay import solve_stepwise
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta
-from neural_ode.replay import Replay
-from neural_ode.scheme import Scheme, Trajectory
+from neural_ode.problem.initial_value import Problem
 from neural_ode.solution import Statistics
+from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.step_records import Replay
 
 __all__ = ["Reversible"]
 

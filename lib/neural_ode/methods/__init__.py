@@ -1,27 +1,14 @@
 """The methods by name. A method is a tableau; how a tableau makes a step is in the modules beside this one."""
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
-from neural_ode.implicit_tableaus import (
-    GL4,
-    GL6,
-    IMPLICIT_EULER,
-    IMPLICIT_MIDPOINT,
-    KVAERNO3,
-    KVAERNO5,
-    RADAU_IIA3,
-    RADAU_IIA5,
-    SDIRK2,
-    TRAPEZOID,
-    TRBDF2,
-)
 from neural_ode.methods.adams import VariableOrderAdams
 from neural_ode.methods.base import Method, Next, Step
-from neural_ode.methods.black_box import BlackBox, FunctionSolver, ScipySolver, Solver
+from neural_ode.methods.external import BlackBox, FunctionSolver, ScipySolver, Solver
 from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
 from neural_ode.methods.reversible import ReversibleRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
-from neural_ode.tableaus import (
+from neural_ode.methods.tableaus.explicit import (
     ADAPTIVE_HEUN,
     BOSH3,
     DOPRI5,
@@ -33,6 +20,19 @@ from neural_ode.tableaus import (
     MIDPOINT,
     RK4,
     TSIT5,
+)
+from neural_ode.methods.tableaus.implicit import (
+    GL4,
+    GL6,
+    IMPLICIT_EULER,
+    IMPLICIT_MIDPOINT,
+    KVAERNO3,
+    KVAERNO5,
+    RADAU_IIA3,
+    RADAU_IIA5,
+    SDIRK2,
+    TRAPEZOID,
+    TRBDF2,
 )
 
 __all__ = [

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from neural_ode.control.controllers import IntegralController
 from neural_ode.methods.base import Method, Next, Ratio, Step
-from neural_ode.state import Dynamics
-from neural_ode.step_size import IntegralController
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["MAX_ORDER", "NewtonForm", "VariableOrderAdams", "newton_form"]
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from neural_ode.control.controllers import IntegralController, Tolerance
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.state import Dynamics
-from neural_ode.step_size import IntegralController, Tolerance
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["Method", "Next", "Ratio", "Step"]
 

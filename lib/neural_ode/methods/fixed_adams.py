@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neural_ode.control.controllers import Tolerance
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, newton_form
 from neural_ode.methods.base import Method, Step
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
-from neural_ode.state import Dynamics
-from neural_ode.step_size import Tolerance
-from neural_ode.tableaus import RK4
+from neural_ode.methods.tableaus.explicit import RK4
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["AdamsBashforth", "AdamsBashforthMoulton", "adams_weights"]
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neural_ode.control.controllers import Tolerance
 from neural_ode.errors import InvalidArgumentError, NewtonError
-from neural_ode.implicit_tableaus import ImplicitTableau
 from neural_ode.methods.base import Method, Step
 from neural_ode.methods.newton import Newton, VectorField, flat, unflat
-from neural_ode.state import Dynamics
-from neural_ode.step_size import Tolerance
+from neural_ode.methods.tableaus.implicit import ImplicitTableau
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["ImplicitRungeKutta"]
 

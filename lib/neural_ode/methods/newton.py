@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from neural_ode.dynamics import check_slope
+from neural_ode.control.controllers import Tolerance
 from neural_ode.errors import InvalidArgumentError, NewtonError
-from neural_ode.state import Dynamics
-from neural_ode.step_size import Tolerance
+from neural_ode.problem.dynamics import check_slope
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["Newton", "VectorField", "flat", "unflat"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neural_ode.methods.base import Method, Step
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
-from neural_ode.state import Dynamics
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["Companion", "ReversibleRungeKutta"]
 

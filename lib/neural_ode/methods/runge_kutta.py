@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from neural_ode.methods.base import Method, Step
-from neural_ode.state import Dynamics, real_dtype
-from neural_ode.tableaus import ButcherTableau
+from neural_ode.methods.tableaus.explicit import ButcherTableau
+from neural_ode.problem.state import Dynamics, real_dtype
 
 __all__ = ["ExplicitRungeKutta"]
 

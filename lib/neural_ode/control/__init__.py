@@ -1,0 +1,1 @@
+"""How long a step may be: tolerances, controllers, the first step."""

@@ -1,0 +1,1 @@
+"""The coefficients of Runge-Kutta methods as data, with their sources."""

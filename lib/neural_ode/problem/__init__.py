@@ -1,0 +1,1 @@
+"""The user's problem, checked and laid out flat for the solvers."""

@@ -1,0 +1,402 @@
+"""The names and signatures that users of torchdiffeq type."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_ode.control.controllers import IntegralController
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
+from neural_ode.gradients import Backsolve, Gradient
+from neural_ode.methods import BlackBox, Method, get_method
+from neural_ode.problem.captured import captured, parameters_of
+from neural_ode.problem.layout import Structure
+from neural_ode.problem.state import State
+from neural_ode.solution import DenseOutput
+from neural_ode.solve import solve
+from neural_ode.stepping.events import Event, follow_event
+from neural_ode.stepping.settings import Callbacks
+
+__all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
+
+Func = Callable[[Tensor, Any], Any]
+
+_ALIASES = {"fixed_adams": "implicit_adams"}
+_CONTROL = ("safety", "ifactor", "dfactor")
+_ADAPTIVE = {
+    *("first_step", "min_step", "max_step", "max_num_steps", "step_t", "jump_t", "norm", "dtype"),
+    *_CONTROL,
+}
+_FIXED = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
+_RENAMED = {"max_num_steps": "max_steps", "interp": "interpolation"}
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+_RESET: dict[str, Any] = {
+    "controller": None,
+    "first_step": None,
+    "min_step": 0.0,
+    "max_step": math.inf,
+    "max_steps": 2**31 - 1,
+    "step_t": (),
+    "jump_t": (),
+    "step_size": None,
+    "grid": None,
+    "interpolation": "linear",
+    "perturb": False,
+}
+"""The backward solve takes no option from the forward solve but those it is given."""
+_EVENT_STEPS = 20_000
+"""How many steps torchdiffeq, on a fixed grid, looks for an event; here the limit of all methods."""
+
+
+def odeint(
+    func: Func,
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    gradient: str | Gradient | None = None,
+    compile: bool = False,
+) -> Any:
+    """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and differentiate through the steps.
+
+    The arguments are those of torchdiffeq's `odeint` and mean the same; `gradient` and `compile` are those of
+    `solve`, which does the work and has the longer documentation.
+
+    Args:
+        func: the dynamics. A derivative that broadcasts to the state, or has another dtype, is accepted.
+            Callbacks are found on it by their names, `callback_step`, `callback_accept_step` and
+            `callback_reject_step`.
+        y0: a tensor or a tuple of tensors.
+        t: times, strictly monotonic, shape (n,). With `event_fn`, two of them, of which the second only says
+            which way to go.
+        rtol, atol: tolerances: a number, a tensor, or for a tuple state one of either for each part.
+        method: `"dopri5"` if left out.
+        options: `first_step`, `min_step`, `max_step`, `max_num_steps`, `step_t`, `jump_t`, `safety`, `ifactor`,
+            `dfactor` and `norm` for adaptive methods; `step_size`, `grid_constructor`, `interp` and `perturb` for
+            methods on a fixed grid; `max_order` and `max_iters` where the method has them; `solver`, `min_step`
+            and `max_step` for `scipy_solver`. Times are counted in float64, whatever `dtype` says. Others warn
+            and have no effect.
+        event_fn: a function of time and state; the solve ends where it changes its sign.
+
+    Returns:
+        The states at `t`: shape (n, *y0.shape), or a tuple of such tensors. With `event_fn`: the time of the event
+        and the states at `t[0]` and there, differentiable as if that time were fixed; `odeint_event` lets it move.
+
+    Raises:
+        NeuralODEError: see `solve`; also where a solve on a fixed grid ends in NaN, which torchdiffeq returns. An
+            event that has not happened after `max_num_steps` steps, by default 20000, raises `MaxStepsError`.
+    """
+    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, None, compile)
+
+
+def odeint_adjoint(
+    func: Func,
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+    gradient: str | Gradient | None = None,
+    compile: bool = False,
+) -> Any:
+    """`odeint` with gradients by the adjoint method (`gradient="backsolve"` of `solve`).
+
+    Args:
+        func, y0, t, rtol, atol, method, options, event_fn: see `odeint`. `func` must be a module unless
+            `adjoint_params` is given. Its callbacks for the backward solve have names that end in `_adjoint`.
+        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward
+            solve if left out, without its norm. A norm gets the tuple `(0, *y, *a, *∂L/∂θ)`, whose first entry
+            stands where torchdiffeq has `∂L/∂t`, which is no part of the system here; `"seminorm"` leaves out the
+            parameters (Kidger et al. 2021).
+        adjoint_params: tensors that get gradients besides `y0` and `t`; the parameters of `func` if left out.
+        gradient: another way to differentiate, instead of what the `adjoint_` arguments describe.
+
+    Raises:
+        InvalidArgumentError: `func` is no module and `adjoint_params` is not given; or `adjoint_method` is given,
+            `options` are, and `adjoint_options` are not.
+    """
+    if adjoint_params is None and not isinstance(func, nn.Module):
+        raise InvalidArgumentError(
+            "func must be a torch.nn.Module, whose parameters get gradients, or adjoint_params be given, if only "
+            f"as (); got {type(func).__name__}"
+        )
+    if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
+        raise InvalidArgumentError(
+            f"adjoint_options must be given: the options are for {method!r}, not for {adjoint_method!r}"
+        )
+    if adjoint_params is not None:
+        adjoint_params = tuple(adjoint_params)
+    if gradient is None:
+        backward = dict((options if adjoint_options is None else adjoint_options) or {})
+        norm = backward.pop("norm", None)
+        if adjoint_options is None:
+            norm = None
+        params = parameters_of(func) if adjoint_params is None else adjoint_params
+        if callable(norm) and not all(p.requires_grad for p in params):
+            text = (
+                "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
+            )
+            warnings.warn(text, NeuralODEWarning, stacklevel=2)
+        keywords = _keywords(func, Structure(y0), t, adjoint_method or method or "dopri5", backward, "_adjoint")
+        gradient = Backsolve(
+            method=keywords.pop("method"),
+            rtol=adjoint_rtol,
+            atol=adjoint_atol,
+            norm=_adjoint_norm(norm),
+            options=_RESET | keywords,
+        )
+    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, adjoint_params, compile)
+
+
+def odeint_event(
+    func: Func,
+    y0: State,
+    t0: Tensor,
+    *,
+    event_fn: Callable[[Tensor, Any], Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, State]:
+    """Solve until `event_fn(t, y)` changes its sign; time and state there are differentiable as such.
+
+    Args:
+        func, y0: see `odeint`.
+        t0: where to start, a tensor of one element.
+        event_fn: a function of time and state that returns one or more numbers, the first of which to change its
+            sign ends the solve.
+        reverse_time: whether to go backwards.
+        odeint_interface: `odeint`, `odeint_adjoint`, or a function like these.
+        **kwargs: passed on to it.
+
+    Returns:
+        The time of the event, shape (), and the states at `t0` and there, shape (2, *y0.shape), or a tuple of such
+        tensors.
+    """
+    if not isinstance(t0, Tensor) or t0.numel() != 1:
+        raise InvalidArgumentError(f"t0 must be a tensor of one element, got {t0!r}")
+    moving = Event.of(event_fn)
+    start = t0.reshape(1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+
+    structure = Structure(y0)
+    last: State = tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1]
+    state = Structure(last).y0
+    event = structure.event(moving)
+    component = _component(event, t0.reshape(()), structure.y0, event_t, state)
+    event_t, state = follow_event(structure.dynamics(_lenient(func)), event, component, event_t, state)
+    end = structure.restore(state)
+    if isinstance(solution, tuple):
+        return event_t, tuple(
+            torch.cat([part[:-1], final[None]]) for part, final in zip(solution, end, strict=True)
+        )
+    assert isinstance(end, Tensor)
+    return event_t, torch.cat([solution[:-1], end[None]])
+
+
+def _component(event: Event, t0: Tensor, y0: Tensor, t: Tensor, y: Tensor) -> int:
+    """Which number of the event function crossed: of those with another sign than at the start the nearest zero."""
+    with torch.no_grad():
+        before, after = (
+            event(time.detach().double(), state.detach()).reshape(-1).double() for time, state in ((t0, y0), (t, y))
+        )
+        size = after.abs()
+        changed = before.sign() != after.sign()
+        return int(torch.where(changed, size, torch.inf).argmin() if changed.any() else size.argmin())
+
+
+def odeint_dense(
+    func: Func,
+    y0: State,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    gradient: str | Gradient | None = None,
+    compile: bool = False,
+) -> DenseOutput:
+    """Solve from `t0` to `t1` and return the solution as a function of time.
+
+    Args:
+        func, y0, rtol, atol, method, options: see `odeint`; a method with dense output.
+        t0, t1: where to start and end.
+
+    Returns:
+        A function that maps a time, or a tensor of times, to the states there.
+    """
+    t = torch.stack([torch.as_tensor(time, dtype=torch.float64).reshape(()).cpu() for time in (t0, t1)])
+    keywords = _keywords(func, Structure(y0), t, method or "dopri5", options)
+    dense = solve(
+        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
+        y0,
+        t,
+        rtol=rtol,
+        atol=atol,
+        gradient=gradient,
+        compile=compile,
+        dense=True,
+        **keywords,
+    ).dense
+    assert isinstance(dense, DenseOutput)
+    return dense
+
+
+def _odeint(
+    func: Func,
+    y0: State,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: dict[str, Any] | None,
+    event_fn: Callable[[Tensor, Any], Tensor] | None,
+    gradient: str | Gradient | None,
+    params: Iterable[Tensor] | None,
+    compile: bool,
+) -> Any:
+    if not isinstance(t, Tensor):
+        raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
+    structure = Structure(y0)
+    if params is None and gradient not in (None, "direct") and not isinstance(func, nn.Module):
+        params = tuple(captured(func).values())
+    keywords = _keywords(func, structure, t, method or "dopri5", options)
+    times = t
+    if event_fn is not None:
+        if len(t) != 2:
+            raise InvalidArgumentError(
+                f"t must hold two times, the start and one in the direction to go, got {len(t)}"
+            )
+        away = math.copysign(math.inf, (t[1] - t[0]).item())
+        times = torch.cat([t[:1], t.new_tensor([away])])
+        keywords = {"max_steps": _EVENT_STEPS} | keywords
+    solution = solve(
+        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
+        y0,
+        times,
+        rtol=rtol,
+        atol=atol,
+        gradient=gradient,
+        params=params,
+        event=None if event_fn is None else replace(Event.of(event_fn), moves=False),
+        compile=compile,
+        **keywords,
+    )
+    if event_fn is None:
+        return solution.y
+    return solution.t[-1].to(t.dtype).to(t.device), solution.y
+
+
+def _adjoint_norm(norm: Any) -> Any:
+    """The norm of torchdiffeq's adjoint as one of `Backsolve`."""
+    if norm is None or not callable(norm):
+        return norm
+
+    def own(z: State, a: State, gradients: tuple[Tensor, ...]) -> Tensor:
+        parts = [*(z if isinstance(z, tuple) else (z,)), *(a if isinstance(a, tuple) else (a,)), *gradients]
+        size: Tensor = norm((parts[0].new_zeros(()).abs(), *parts))
+        return size
+
+    return own
+
+
+def _adaptive(method: Method | BlackBox) -> bool:
+    """Whether torchdiffeq's method of this kind controls its error."""
+    return not isinstance(method, Method) or method.adaptive
+
+
+def _lenient(func: Func, broadcasts: bool = True) -> Func:
+    """`func` with the derivative brought to the shape and real dtype of the state where torchdiffeq does so.
+
+    There, dimensions of length 1 may be missing or too many, and on fixed grids a derivative broadcasts. One of
+    shape () does not: it comes from arguments in the wrong order.
+    """
+    if not callable(func):
+        raise InvalidArgumentError(f"func must be callable as func(t, y), got {type(func).__name__}")
+
+    def fitted(slope: Any, y: Tensor) -> Any:
+        if not isinstance(slope, Tensor) or (slope.shape == y.shape and slope.dtype == y.dtype):
+            return slope
+        if slope.dtype != y.dtype and (y.is_complex() or not slope.is_complex()):
+            slope = slope.to(y.dtype)
+        if slope.shape == y.shape:
+            return slope
+        if slope.squeeze().shape == y.squeeze().shape:
+            return slope.reshape(y.shape)
+        if broadcasts and 0 < slope.dim() <= y.dim():
+            lengths = zip(reversed(slope.shape), reversed(y.shape), strict=False)
+            if all(own in (1, length) for own, length in lengths):
+                return slope.expand(y.shape)
+        return slope  # which the solver will say does not fit
+
+    def lenient(t: Tensor, y: Any) -> Any:
+        slope = func(t, y)
+        if isinstance(y, Tensor):
+            return fitted(slope, y)
+        if isinstance(slope, Iterable) and not isinstance(slope, Tensor):
+            parts = tuple(slope)
+            if len(parts) == len(y):
+                return tuple(fitted(part, y_part) for part, y_part in zip(parts, y, strict=True))
+        return slope
+
+    # Where to look for the parameters; types do not know that functions have attributes.
+    lenient.__wrapped__ = func  # type: ignore[attr-defined]
+    return lenient
+
+
+def _keywords(
+    func: Func, structure: Structure, t: Tensor, method: str, options: dict[str, Any] | None, suffix: str = ""
+) -> dict[str, Any]:
+    """The method, the options and the callbacks of torchdiffeq as keywords of `solve`."""
+    chosen = get_method(_ALIASES.get(method, method))
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    if isinstance(chosen, BlackBox):
+        known = {"norm"}
+    else:
+        known = _ADAPTIVE if chosen.adaptive else _FIXED
+        known = known | ({"max_iters"} if chosen.name == "explicit_adams" else set())
+    for name in given.keys() - known - chosen.options:
+        text = f"option {name!r} has no effect with method {method!r}{nearest(name, known | chosen.options)}"
+        warnings.warn(text, NeuralODEWarning, stacklevel=4)
+        del given[name]
+    own = {name: given.pop(name) for name in chosen.options & given.keys()}
+    keywords: dict[str, Any] = {"method": chosen.configured(**own) if own else chosen}
+    given.pop("dtype", None)
+    given.pop("max_iters", None)  # torchdiffeq's explicit_adams takes it, and does not iterate either
+    if isinstance(chosen, BlackBox):
+        given.pop("norm", None)
+    control = {name: given.pop(name) for name in _CONTROL if name in given}
+    if control:
+        keywords["controller"] = IntegralController(**control)
+    constructor = given.pop("grid_constructor", None)
+    if constructor is not None:
+        f = structure.dynamics(func)
+        keywords["grid"] = lambda times: constructor(f, structure.y0, times.to(structure.y0.device, t.dtype))
+    calls = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
+    adaptive = isinstance(chosen, Method) and chosen.adaptive
+    possible = _CALLBACKS if adaptive else _CALLBACKS[:1] if isinstance(chosen, Method) else ()
+    for name, call in calls.items():
+        if call is not None and name not in possible:
+            text = f"callback {name + suffix!r} is never called with method {method!r}"
+            warnings.warn(text, NeuralODEWarning, stacklevel=4)
+    keywords["callbacks"] = Callbacks(*(calls[name] for name in _CALLBACKS))
+    return keywords | {_RENAMED.get(name, name): value for name, value in given.items()}

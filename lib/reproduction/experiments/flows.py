@@ -1,0 +1,258 @@
+"""What notebooks 06 and 07 measure of normalizing flows (section 4, section 6 and appendix A)."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from neural_ode.nn.base_distribution import draw_base
+from neural_ode.solve import solve
+from reproduction.data.densities import Target
+from reproduction.models.flows import ContinuousFlow, GatedUnits, HamiltonianDynamics, PlanarDynamics, PlanarFlow
+
+__all__ = [
+    "Flow",
+    "cost_both_ways",
+    "density_grid",
+    "divergence",
+    "exact_log_det",
+    "jacobian_log_det",
+    "partial_planar",
+    "reversal_error",
+    "theorem_errors",
+    "transported_density",
+    "untrained_flows",
+    "width_times",
+]
+
+
+class Flow(Protocol):
+    """A continuous or a planar flow."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density, in nats."""
+        ...
+
+    def push_forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Points from the base distribution, and the log-density there."""
+        ...
+
+
+# Theorem 1 -------------------------------------------------------------------------------------------------------
+
+
+def untrained_flows() -> dict[str, ContinuousFlow]:
+    """Three untrained flows in float64: planar, volume-preserving, and over dynamics without a closed trace."""
+    torch.manual_seed(0)
+    units = GatedUnits(2, 8)
+    with torch.no_grad():
+        units.u.mul_(4)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+    return {
+        "planar": ContinuousFlow(PlanarDynamics(units), 2, (0.0, 3.0)).double(),
+        "any network": ContinuousFlow(_WithTime(network), 2, (0.0, 3.0)).double(),
+        "Hamiltonian": ContinuousFlow(HamiltonianDynamics(2), 2, (0.0, 3.0)).double(),
+    }
+
+
+class _WithTime(torch.nn.Module):
+    """A network of the point and the time."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        slope: Tensor = 2 * self.network(torch.cat([z, t.expand(len(z), 1)], 1))
+        return slope
+
+
+def exact_log_det(flow: ContinuousFlow, z: Tensor, step: float = 1e-3) -> Tensor:
+    """`log |det ∂z(t1)/∂z(t0)|` by five-point differences of the flow, solved to a tolerance of 1e-13.
+
+    Args:
+        flow: in float64.
+        z: points at `t0`, shape (n, dim).
+        step: of the differences.
+
+    Returns:
+        Shape (n,).
+    """
+    shifts = step * torch.eye(flow.dim, dtype=z.dtype)
+    cloud = torch.cat([z + k * shift for shift in shifts for k in (-2, -1, 1, 2)])
+    with torch.no_grad():
+        end = solve(flow.f, cloud, flow.span, method="dopri8", rtol=1e-13, atol=1e-13).y
+    assert isinstance(end, Tensor)
+    ends = end[-1].reshape(flow.dim, 4, *z.shape)
+    columns = (ends[:, 0] - 8 * ends[:, 1] + 8 * ends[:, 2] - ends[:, 3]) / (12 * step)
+    log_det: Tensor = torch.linalg.slogdet(columns.movedim(0, -1)).logabsdet
+    return log_det
+
+
+def jacobian_log_det(flow: ContinuousFlow, z: Tensor, tolerance: float) -> Tensor:
+    """`log |det|` of the Jacobian of the map that the solver makes, by autograd through its steps; shape (n,).
+
+    Args:
+        flow: in float64.
+        z: points at `t0`, shape (n, dim).
+        tolerance: of the solve.
+    """
+    start = z.clone().requires_grad_()
+    with _solved(flow, rtol=tolerance, atol=tolerance):
+        end = flow.transport(start).z[-1]
+    rows = [torch.autograd.grad(end[:, i].sum(), start, retain_graph=True)[0] for i in range(flow.dim)]
+    log_det: Tensor = torch.linalg.slogdet(torch.stack(rows, 1)).logabsdet
+    return log_det
+
+
+def theorem_errors(flow: ContinuousFlow, z: Tensor, tolerances: Sequence[float]) -> list[float]:
+    """Largest difference of the change of log-density to minus the exact log-determinant, for each tolerance."""
+    exact = exact_log_det(flow, z)
+    errors = []
+    for tolerance in tolerances:
+        with torch.no_grad(), _solved(flow, rtol=tolerance, atol=tolerance):
+            errors.append(float((flow.transport(z).change[-1] + exact).abs().max()))
+    return errors
+
+
+class _solved:  # noqa: N801 (used like a function)
+    """The flow solved in another way for the time of a block."""
+
+    def __init__(self, flow: ContinuousFlow, **how: Any):
+        self.flow, self.how, self.before = flow, how, flow.how
+
+    def __enter__(self) -> None:
+        self.flow.how = {**self.before, **self.how}
+
+    def __exit__(self, *_: object) -> None:
+        self.flow.how = self.before
+
+
+def cost_both_ways(flow: ContinuousFlow, x: Tensor, repeats: int) -> dict[str, dict[str, float]]:
+    """Evaluations (`nfe`) and CPU `seconds` of evaluating a density, of sampling with and without it.
+
+    Args:
+        flow: solved without compilation.
+        x: points to evaluate the density at, shape (n, dim); as many are sampled.
+        repeats: the shortest time of so many counts.
+    """
+    z = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    works: dict[str, Callable[[], object]] = {
+        "density": lambda: flow.log_prob(x),
+        "sampling, with density": lambda: flow.push_forward(z),
+        "sampling": lambda: flow.sample(len(x)),
+    }
+    cost = {}
+    with torch.no_grad(), _solved(flow, compile=False):
+        for name, work in works.items():
+            seconds = _shortest(work, repeats)
+            cost[name] = {"nfe": float(flow.stats.nfe), "seconds": seconds}
+    return cost
+
+
+def width_times(
+    widths: Sequence[int], determinant_widths: Sequence[int], points: int, repeats: int
+) -> dict[str, list[float]]:
+    """CPU seconds for a point's share of the log-density, against the number of hidden units.
+
+    Args:
+        widths: numbers M of hidden units for the trace.
+        determinant_widths: and for the determinant.
+        points: how many points at once for the trace; the determinant is that of one.
+        repeats: the shortest time of so many counts.
+
+    Returns:
+        `"trace"`: an evaluation of planar dynamics in two dimensions, with its trace. `"determinant"`: that of the
+        M × M matrix `I + diag(h') Wᵀ U` of a planar layer with M units, as a flow of layers needs it.
+    """
+    t, z = torch.zeros(()), torch.randn(points, 2)
+
+    def trace(width: int) -> Callable[[], object]:
+        dynamics = PlanarDynamics(GatedUnits(2, width))
+        return lambda: dynamics.with_trace(t, z)
+
+    def determinant(width: int) -> Callable[[], object]:
+        w, u, b = GatedUnits(2, width)(t)
+        return lambda: torch.linalg.slogdet(
+            torch.eye(width) + (1 - torch.tanh(w @ z[0] + b).square())[:, None] * (w @ u.T)
+        )
+
+    with torch.no_grad():
+        return {
+            "trace": [_shortest(trace(width), repeats) / points for width in widths],
+            "determinant": [_shortest(determinant(width), repeats) for width in determinant_widths],
+        }
+
+
+def _shortest(work: Callable[[], object], repeats: int) -> float:
+    work()
+    found = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        found.append(time.process_time() - started)
+    return min(found)
+
+
+# Densities -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def density_grid(log_prob: Callable[[Tensor], Tensor], window: float, pixels: int) -> Tensor:
+    """Densities at the centres of a square of pixels around 0.
+
+    Args:
+        log_prob: of points, shape (n, 2) to (n,).
+        window: half the side of the square.
+        pixels: in a row.
+
+    Returns:
+        Shape (pixels, pixels), float32, row by row from below.
+    """
+    axis = (torch.arange(pixels) + 0.5) * (2 * window / pixels) - window
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    found = log_prob(torch.stack([x.reshape(-1), y.reshape(-1)], 1))
+    return found.exp().reshape(pixels, pixels)
+
+
+@torch.no_grad()
+def divergence(flow: Flow, target: Target, n: int, seed: int = 12345) -> float:
+    """KL(q‖p) in nats, estimated with `n` points of the flow, made from the same base points for every flow."""
+    generator = torch.Generator().manual_seed(seed)
+    x, log_prob = flow.push_forward(draw_base(n, torch.zeros(()), 2, generator))
+    return float((log_prob - target.log_prob(x)).mean())
+
+
+def transported_density(flow: ContinuousFlow, share: float) -> Callable[[Tensor], Tensor]:
+    """The log-density of the flow after a share of its time, as a function of points, shape (n, dim) to (n,)."""
+    t0, t1 = flow.span
+    part = ContinuousFlow(flow.f, flow.dim, (t0, t0 + share * (t1 - t0)), flow.trace, **flow.how)
+    return part.log_prob
+
+
+def partial_planar(flow: PlanarFlow, share: float) -> PlanarFlow:
+    """The flow made of the share of its layers that is next to the base distribution."""
+    kept = max(1, round(share * len(flow.b)))
+    part = PlanarFlow(flow.dim, kept, flow.leads_to)
+    chosen = slice(0, kept) if flow.leads_to == "data" else slice(len(flow.b) - kept, None)
+    with torch.no_grad():
+        for name in ("w", "u", "b"):
+            getattr(part, name).copy_(getattr(flow, name)[chosen])
+    return part
+
+
+@torch.no_grad()
+def reversal_error(flow: ContinuousFlow, z: Tensor, tolerance: float) -> float:
+    """`‖z0 - ẑ0‖ / ‖z0‖`, with `ẑ0` from solving from base to data and back.
+
+    Args:
+        flow: in the dtype of `z`.
+        z: points of the base distribution, shape (n, dim).
+        tolerance: of both solves.
+    """
+    with _solved(flow, rtol=tolerance, atol=tolerance, compile=False):
+        there = flow.transport(z).z[-1]
+        back = flow.transport(there, flow.span[::-1]).z[-1]
+    return float((back - z).norm() / z.norm())

@@ -1,0 +1,101 @@
+"""How the spirals of notebooks 08 and 09 are drawn, and the graph of the model (Figure 6)."""
+
+import torch
+from torch import Tensor
+
+from reproduction.data.spirals import Spirals
+
+from neural_ode.errors import needs
+
+with needs("notebooks"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["DIRECTIONS", "LOOKS", "PARTS", "draw_latent_ode", "draw_prediction"]
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+
+LOOKS = {
+    "latent ODE": {"color": _PALETTE[2], "marker": "^"},
+    "RNN": {"color": _PALETTE[0], "marker": "o"},
+    "RNN with times": {"color": _PALETTE[1], "marker": "s"},
+    "paper, latent ODE": {"color": "0.25", "marker": "X"},
+    "paper, RNN": {"color": "0.55", "marker": "P"},
+}
+"""Color and marker of each model."""
+
+DIRECTIONS = {"clockwise": _PALETTE[3], "counter-clockwise": _PALETTE[0]}
+"""A color for each direction."""
+
+PARTS = {"truth": "0.75", "observations": "0.1", "inside": _PALETTE[0], "beyond": _PALETTE[3]}
+"""Colors of what the paper's Figure 8 shows: prediction blue inside the window, red beyond it."""
+
+
+def draw_prediction(
+    axes: Axes, spirals: Spirals, row: int, inside: Tensor, beyond: Tensor, samples: Tensor | None = None
+) -> None:
+    """Draw a series with its prediction.
+
+    Args:
+        axes: to draw on.
+        spirals: the series.
+        row: which of them.
+        inside: the prediction inside the window, shape (n, 2).
+        beyond: and beyond it, shape (m, 2).
+        samples: further predictions of all points, shape (samples, points, 2), drawn thin,
+            every fourth point: the files stay small.
+    """
+    spirals, inside, beyond = spirals.to("cpu"), inside.cpu(), beyond.cpu()
+    axes.plot(*spirals.truth[row].T, color=PARTS["truth"], lw=5, solid_capstyle="round", label="truth")
+    for k, curve in enumerate(samples if samples is not None else ()):
+        axes.plot(*curve.cpu()[::4].T, color=_PALETTE[4], lw=0.7, alpha=0.5, label=None if k else "posterior samples")
+    axes.plot(*inside.T, color=PARTS["inside"], lw=2, label="prediction in the window")
+    joined = torch.cat([inside[-1:], beyond])
+    axes.plot(*joined.T, "--", color=PARTS["beyond"], lw=2, label="prediction beyond it")
+    axes.plot(*spirals.values[row].T, "o", color=PARTS["observations"], ms=3, label="observations")
+    axes.set_aspect("equal", adjustable="datalim")
+
+
+def draw_latent_ode() -> Figure:
+    """The graph of the computation: from observations backwards to `z_t0`, and by the solver on to predictions."""
+    figure, axes = plt.subplots(figsize=(10, 4.6))
+    times, labels = [1.0, 2.2, 4.0, 6.6, 8.2], ["$t_0$", "$t_1$", "$t_N$", "$t_{N+1}$", "$t_M$"]
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "lw": 1.5, "shrinkA": 16, "shrinkB": 16}
+    encoder, latent, data = DIRECTIONS["counter-clockwise"], LOOKS["latent ODE"]["color"], DIRECTIONS["clockwise"]
+
+    def node(x: float, y: float, text: str, color: str, filled: bool = False) -> None:
+        face = color if filled else "white"
+        axes.plot(x, y, "o", ms=32, mec=color, mfc=face, mew=2, zorder=3)
+        axes.text(x, y, text, ha="center", va="center", fontsize=10, color="white" if filled else "black", zorder=4)
+
+    def connect(start: tuple[float, float], end: tuple[float, float], **more: object) -> None:
+        axes.annotate("", end, start, arrowprops=arrow | more, zorder=1)
+
+    for x, name in zip(times[:3], ("0", "1", "N"), strict=True):
+        connect((x, 0.0), (x, 1.0))
+        node(x, 0.0, f"$x_{{t_{name}}}$", data, filled=True)
+        node(x, 1.0, f"$h_{{t_{name}}}$", encoder)
+    for start, end in ((times[2], times[1]), (times[1], times[0])):
+        connect((start, 1.0), (end, 1.0))
+    connect((times[0], 1.0), (-0.4, 1.5))
+    node(-0.4, 1.5, "μ, σ", encoder)
+    connect((-0.4, 1.5), (times[0], 2.0), ls="--")
+    connect((times[0], 2.0), (times[4] + 0.9, 2.0), lw=3, color=latent, shrinkB=0)
+    for x, name in zip(times, ("0", "1", "N", "{N+1}", "M"), strict=True):
+        connect((x, 2.0), (x, 3.0))
+        node(x, 2.0, f"$z_{{t_{name}}}$", latent)
+        node(x, 3.0, rf"$\hat x_{{t_{name}}}$", data)
+    for x, name in zip(times, labels, strict=True):
+        axes.text(x, -0.62, name, ha="center", va="center", fontsize=11)
+    axes.axvline(5.3, color="0.6", ls=":")
+    for x, text in ((2.5, "observed"), (7.4, "extrapolated")):
+        axes.text(x, 3.6, text, ha="center", fontsize=11)
+    sides = (0.5, "RNN encoder,\nbackwards in time"), (2.0, "ODE solve"), (3.0, "decoder")
+    for y, text in sides:
+        axes.text(9.5, y, text, va="center", fontsize=11)
+    axes.text(-0.4, 2.15, r"$z_{t_0} \sim q(z_{t_0} | x)$", ha="center", fontsize=10)
+    axes.set(xlim=(-1.3, 11.6), ylim=(-0.9, 3.9))
+    axes.axis("off")
+    return figure
