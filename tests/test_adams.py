@@ -14,12 +14,14 @@ from scipy.integrate import ode, solve_ivp
 from torch import Tensor
 
 import neural_ode
-from neural_ode.control.controllers import IntegralController, Tolerance, initial_step
+from neural_ode.control.controllers import IntegralController
+from neural_ode.control.first_step import initial_step
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, History, VariableOrderAdams, newton_form
 from neural_ode.methods.base import Method, Step
 from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton, adams_weights
-from neural_ode.problem.state import rms_norm
+from neural_ode.problem.norms import rms_norm
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import Backsolve, Interpolating, InvalidArgumentError, solve
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.methods import get_method
 from neural_ode.methods.tableaus.explicit import DOPRI5
-from neural_ode.problem.state import rms_norm
+from neural_ode.problem.norms import rms_norm
 from neural_ode.solution import Made, Segment
 from neural_ode.stepping.settings import Scheme
 from reproduction.measure.memory import bytes_kept

@@ -23,8 +23,8 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
     UnknownNameError,
 )
-from neural_ode.methods import black_box
-from neural_ode.methods.external import SCIPY_SOLVERS, ScipySolver
+from neural_ode.methods import scipy as scipy_methods
+from neural_ode.methods.scipy import SCIPY_SOLVERS, ScipySolver
 
 REAL = [name for name, entry in SCIPY_SOLVERS.items() if entry.real]
 COMPLEX = [name for name, entry in SCIPY_SOLVERS.items() if entry.complex]
@@ -492,7 +492,7 @@ def test_scipy_is_imported_when_it_is_needed() -> None:
 def test_every_return_code_is_explained() -> None:
     """The failures that SciPy knows of, without the internal error -7."""
     codes = set(scipy.integrate._ode.vode.messages) | set(scipy.integrate._ode.lsoda.messages)
-    assert {code for code in codes if code < 0} - {-7} == set(black_box._ODEPACK_FAILURES)
+    assert {code for code in codes if code < 0} - {-7} == set(scipy_methods._ODEPACK_FAILURES)
 
 
 # Training through a black box -----------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from neural_ode import (
 )
 from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
 from neural_ode.compiled.compiler import Bounded, compiled_so_far
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import get_method
-from neural_ode.problem.state import rms_norm
+from neural_ode.problem.norms import rms_norm
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import per_sample
 from neural_ode.stepping.settings import Scheme

@@ -12,7 +12,9 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from neural_ode.control.controllers import IntegralController, Tolerance, initial_step
+from neural_ode.control.controllers import IntegralController
+from neural_ode.control.first_step import initial_step
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NewtonError
 from neural_ode.methods import implicit_runge_kutta
 from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta, _extrapolation
@@ -30,7 +32,8 @@ from neural_ode.methods.tableaus.implicit import (
     TRBDF2,
     ImplicitTableau,
 )
-from neural_ode.problem.state import Dynamics, rms_norm
+from neural_ode.problem.norms import rms_norm
+from neural_ode.problem.state import Dynamics
 from test_tableaus import density, symmetry, trees
 
 FIXED = [IMPLICIT_EULER, IMPLICIT_MIDPOINT, TRAPEZOID, GL4, GL6, RADAU_IIA3, RADAU_IIA5, SDIRK2, TRBDF2]

@@ -158,3 +158,28 @@ def test_every_package_of_an_extra_is_imported_within_needs() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert {name.split(".")[0] for name in names} <= core, file
+
+
+LAYERS = (
+    *("neural_ode.errors", "neural_ode.problem", "neural_ode.control", "neural_ode.methods", "neural_ode.solution"),
+    *("neural_ode.stepping", "neural_ode.compiled", "neural_ode.gradients", "neural_ode.solve"),
+    *("neural_ode.torchdiffeq", "neural_ode.nn"),
+    ("reproduction.files", "reproduction.imports", "reproduction.display"),
+    ("reproduction.models", "reproduction.data", "reproduction.measure", "reproduction.claims"),
+    ("reproduction.workspace", "reproduction.training", "reproduction.figures", "reproduction.experiments"),
+    *("reproduction.sweep", "reproduction.pipeline"),
+)
+"""From the ground up: each imports from itself and what stands before it. Those in brackets stand side by side."""
+
+
+def test_imports_go_one_way() -> None:
+    """No module imports from a storey above its own."""
+    level = {name: n for n, floor in enumerate(LAYERS) for name in ([floor] if isinstance(floor, str) else floor)}
+    for file in (ROOT / "lib").rglob("*.py"):
+        package, *inside = file.relative_to(ROOT / "lib").with_suffix("").parts
+        if inside == ["__init__"]:
+            continue
+        own = f"{package}.{inside[0]}"
+        for imported in re.findall(r"^\s*from ((?:neural_ode|reproduction)\.\w+)", file.read_text(), re.MULTILINE):
+            assert level[imported] <= level[own], f"{own}: {file.name} imports {imported}"
+        assert not re.search(r"^\s*from (neural_ode|reproduction) import", file.read_text(), re.MULTILINE), file

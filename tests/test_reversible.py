@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import InvalidArgumentError, NeuralODEWarning, Reversible, Statistics, solve
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.gradients.checkpoints import Snapshot
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta, get_method
-from neural_ode.problem.state import rms_norm
+from neural_ode.problem.norms import rms_norm
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.settings import Scheme
 from reproduction.measure.memory import bytes_kept

@@ -23,9 +23,9 @@ from neural_ode import (
     UnknownNameError,
     solve,
 )
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import get_method
-from neural_ode.problem.state import rms_norm
+from neural_ode.problem.norms import rms_norm
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.settings import Scheme
 

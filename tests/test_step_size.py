@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from neural_ode import IntegralController, PIDController, solve
-from neural_ode.control.controllers import Tolerance, initial_step
-from neural_ode.problem.state import rms_norm
+from neural_ode.control.first_step import initial_step
+from neural_ode.control.tolerance import Tolerance
+from neural_ode.problem.norms import rms_norm
 
 # Integral control -------------------------------------------------------------------------------------------------
 

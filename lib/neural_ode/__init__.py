@@ -18,10 +18,10 @@ from neural_ode.errors import (
 )
 from neural_ode.gradients import GRADIENTS, Backsolve, Direct, Interpolating, RecursiveCheckpoint, Reversible
 from neural_ode.methods import METHODS
+from neural_ode.problem.callbacks import Callbacks
+from neural_ode.problem.event import Event
 from neural_ode.solution import DenseOutput, Solution, Statistics
 from neural_ode.solve import solve
-from neural_ode.stepping.events import Event
-from neural_ode.stepping.settings import Callbacks
 from neural_ode.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 __version__ = "0.1.0"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.compiled import per_sample_compiled, with_compiled_steps
-from neural_ode.control.controllers import IntegralController, Tolerance
+from neural_ode.control.controllers import IntegralController
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
 from neural_ode.gradients import (
     Adjoint,
@@ -25,14 +26,16 @@ from neural_ode.gradients import (
 )
 from neural_ode.gradients.differentiable import explain_transforms
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
+from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.captured import captured, parameters_of, warn_of_missing
+from neural_ode.problem.event import Event
 from neural_ode.problem.layout import Structure
 from neural_ode.problem.state import State
 from neural_ode.solution import DenseOutput, NoDenseOutput, Segment, Solution, Statistics
-from neural_ode.stepping.events import Event, follow_event
+from neural_ode.stepping.events import follow_event
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import per_sample
-from neural_ode.stepping.settings import Callbacks, Scheme, Trajectory, stepping
+from neural_ode.stepping.settings import Scheme, Trajectory, stepping
 
 __all__ = ["solve"]
 

@@ -13,13 +13,14 @@ from neural_ode.control.controllers import IntegralController
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
 from neural_ode.gradients import Backsolve, Gradient
 from neural_ode.methods import BlackBox, Method, get_method
+from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.captured import captured, parameters_of
+from neural_ode.problem.event import Event
 from neural_ode.problem.layout import Structure
 from neural_ode.problem.state import State
 from neural_ode.solution import DenseOutput
 from neural_ode.solve import solve
-from neural_ode.stepping.events import Event, follow_event
-from neural_ode.stepping.settings import Callbacks
+from neural_ode.stepping.events import follow_event
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 

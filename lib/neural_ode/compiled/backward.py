@@ -11,8 +11,8 @@ from torch import Tensor
 
 from neural_ode.compiled.compiler import while_loop
 from neural_ode.compiled.dynamics import LiftedDynamics, with_parameters
-from neural_ode.control.controllers import column
 from neural_ode.methods import ExplicitRungeKutta
+from neural_ode.problem.state import column
 
 __all__ = ["march_back"]
 

@@ -28,13 +28,15 @@ from neural_ode.compiled.loop import PATIENCE, control_of, march, tolerance_of
 from neural_ode.compiled.steps import with_compiled_steps
 from neural_ode.control.controllers import IntegralController
 from neural_ode.methods import ExplicitRungeKutta
+from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.dependence import gradients, own_parts
-from neural_ode.problem.state import Dynamics, Norm
+from neural_ode.problem.event import Event
+from neural_ode.problem.norms import Norm
+from neural_ode.problem.state import Dynamics
 from neural_ode.solution import SampleStatistics, Statistics
-from neural_ode.stepping.events import Event
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import by_rows, per_sample
-from neural_ode.stepping.settings import Callbacks, Scheme, Trajectory
+from neural_ode.stepping.settings import Scheme, Trajectory
 from neural_ode.stepping.step_records import take_tensors
 
 __all__ = ["check", "compiled_integrate", "integrate_compiled", "per_sample_compiled"]

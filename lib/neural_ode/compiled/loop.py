@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from neural_ode.compiled.compiler import while_loop
-from neural_ode.control.controllers import Tolerance, column, initial_step
+from neural_ode.control.first_step import initial_step
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.problem.state import Dynamics, Norm
+from neural_ode.problem.norms import Norm
+from neural_ode.problem.state import Dynamics, column
 from neural_ode.stepping.settings import Scheme
 
 __all__ = ["PATIENCE", "control_of", "march", "march_through", "tolerance_of"]

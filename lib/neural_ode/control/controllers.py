@@ -1,4 +1,4 @@
-"""How long the next step is: error control and the first step.
+"""How long the next step is, from the errors of those before.
 
 Hairer, Nørsett & Wanner I, section II.4 (cited as HNW).
 """
@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, finite_number
-from neural_ode.problem.state import Dynamics, Norm
 
-__all__ = ["IntegralController", "PIDController", "Tolerance", "column", "initial_step"]
+__all__ = ["IntegralController", "PIDController"]
 
 Array = NDArray[Any]
 
@@ -113,72 +110,3 @@ class PIDController(IntegralController):
     def factors(self, err: Array, order: int, earlier: Sequence[Array] = ()) -> Array:
         columns = zip(*(e.tolist() for e in (err, *earlier)), strict=True)
         return np.array([self.factor(e, order, past) for e, *past in columns])
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What error a step may have: `atol + rtol · |y|`, measured in a norm (HNW, equation II.4.11).
-
-    Attributes:
-        rtol, atol: relative and absolute tolerance; a tensor has one for each entry of the state, or broadcasts.
-        norm: maps errors over their tolerances to one number; at most 1 is within tolerance.
-    """
-
-    rtol: float | Tensor
-    atol: float | Tensor
-    norm: Norm
-
-    def scale(self, size: Tensor) -> Tensor:
-        """The tolerated error of entries of this absolute size.
-
-        Never zero, so that an error of zero is always within it.
-        """
-        return (size * self.rtol + self.atol).to(size.dtype).clamp_min_(torch.finfo(size.dtype).tiny)
-
-    def ratio(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
-        """The size of an error over the tolerance for the larger of `|y0|` and `|y1|`."""
-        with torch.no_grad():
-            return abs(float(self.norm(error / self.scale(torch.maximum(y0.abs(), y1.abs())))))
-
-
-def initial_step(
-    f: Dynamics, t0: Tensor, y0: Tensor, f0: Tensor, span: Tensor, order: int, tolerance: Tolerance
-) -> Tensor:
-    """A first step from the sizes of y, y' and a difference quotient for y'' (HNW, section II.4).
-
-    Args:
-        f: the dynamics; evaluated once.
-        t0: where the solve starts, float64, shape (), or (batch,) with a step for each row.
-        y0: the state there.
-        f0: `f(t0, y0)`.
-        span: how far there is to go, of the shape of `t0`, negative in reverse time; the step has its sign and is
-            not longer.
-        order: order of the method.
-        tolerance: of the error control; its norm returns the shape of `t0`.
-
-    Returns:
-        The step, of the dtype and shape of `span`.
-    """
-    with torch.no_grad():
-        scale = tolerance.scale(y0.abs())
-
-        def size(x: Tensor) -> Tensor:
-            return torch.as_tensor(tolerance.norm(x / scale)).abs().to(span)
-
-        size_y, size_f = size(y0), size(f0)
-        longest = span.abs()
-        comparable = (size_y >= 1e-5) & (size_f >= 1e-5) & size_y.isfinite() & size_f.isfinite()
-        h = torch.minimum(torch.where(comparable, 0.01 * size_y / size_f, 1e-6), longest)
-        forward = torch.copysign(h, span)
-        f1 = f(t0 + forward, torch.addcmul(y0, f0, column(forward.to(scale.dtype), y0)))
-        largest = torch.maximum(size_f, size(f1 - f0) / h)
-        cautious = (1e-3 * h).clamp_min(1e-6)
-        refined = torch.where(largest <= 1e-15, cautious, (0.01 / largest) ** (1 / order))
-        # Not finite, it is too far already: let the error control shorten it.
-        h = torch.where(largest.isfinite(), torch.minimum(100 * h, refined), h)
-        return torch.copysign(torch.minimum(h, longest), span)
-
-
-def column(x: Tensor, y: Tensor) -> Tensor:
-    """A number for each row of `y`, shaped to be multiplied with it; a single one as it is."""
-    return x if x.dim() == 0 else x.reshape(-1, *[1] * (y.dim() - 1))

@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from neural_ode.compiled import integrate_compiled, per_sample_compiled, with_compiled_steps
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, SolverError, finite_number
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
 from neural_ode.gradients.differentiable import Autocast, ReverseMode, refuse_transforms
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
+from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.dependence import own_parts
 from neural_ode.problem.initial_value import Problem
-from neural_ode.problem.state import Dynamics, State, max_rms_norm
+from neural_ode.problem.norms import max_rms_norm
+from neural_ode.problem.state import Dynamics, State
 from neural_ode.solution import Segment, Statistics
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import Record, Sweep, per_sample
-from neural_ode.stepping.settings import Callbacks, Scheme, Trajectory, stepping
+from neural_ode.stepping.settings import Scheme, Trajectory, stepping
 
 __all__ = ["Adjoint", "AdjointNorm", "BackwardSolve", "Memory", "PartNorm"]
 

@@ -3,11 +3,12 @@
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.methods.adams import VariableOrderAdams
 from neural_ode.methods.base import Method, Next, Step
-from neural_ode.methods.external import BlackBox, FunctionSolver, ScipySolver, Solver
+from neural_ode.methods.external import BlackBox, FunctionSolver, Solver
 from neural_ode.methods.fixed_adams import AdamsBashforth, AdamsBashforthMoulton
 from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
 from neural_ode.methods.reversible import ReversibleRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
+from neural_ode.methods.scipy import ScipySolver
 from neural_ode.methods.tableaus.explicit import (
     ADAPTIVE_HEUN,
     BOSH3,

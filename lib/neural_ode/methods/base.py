@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from neural_ode.control.controllers import IntegralController, Tolerance
+from neural_ode.control.controllers import IntegralController
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.problem.state import Dynamics
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, newton_form
 from neural_ode.methods.base import Method, Step

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NewtonError
 from neural_ode.methods.base import Method, Step
 from neural_ode.methods.newton import Newton, VectorField, flat, unflat

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from neural_ode.control.controllers import Tolerance
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NewtonError
 from neural_ode.problem.dynamics import check_slope
 from neural_ode.problem.state import Dynamics

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics, State
-from neural_ode.stepping.events import Event
 
 __all__ = ["Problem"]
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, finite_number
+from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.dynamics import GuardedDynamics
-from neural_ode.problem.state import Dynamics, Norm, State, TupleState, rms_norm
-from neural_ode.stepping.events import Event
-from neural_ode.stepping.settings import Callbacks
+from neural_ode.problem.event import Event
+from neural_ode.problem.norms import Norm, rms_norm
+from neural_ode.problem.state import Dynamics, State, TupleState
 
 __all__ = ["Structure", "is_sequence"]
 

@@ -10,16 +10,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Dynamics", "Norm", "State", "TupleState", "max_rms_norm", "real_dtype", "rms_norm"]
+from neural_ode.problem.norms import max_rms_norm
+
+__all__ = ["Dynamics", "State", "TupleState", "column", "real_dtype"]
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 """What the user integrates."""
 
 Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`f(t, y)` on one tensor: `t` has shape (), the result has the shape of `y`."""
-
-Norm: TypeAlias = Callable[[Tensor], Tensor]
-"""Maps a tensor of scaled errors to a tensor of shape ()."""
 
 
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -30,14 +29,9 @@ def real_dtype(y: Tensor) -> torch.dtype:
     return _REAL.get(y.dtype, y.dtype)
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """Root mean square `(Σ |x_i|² / n)^½`; Hairer, Nørsett & Wanner I, equation II.4.11."""
-    return torch.div(torch.linalg.vector_norm(x), max(x.numel(), 1) ** 0.5)
-
-
-def max_rms_norm(parts: list[Tensor]) -> Tensor:
-    """The largest root mean square among several tensors: no part hides behind a bigger one."""
-    return torch.stack([rms_norm(part) for part in parts]).amax()
+def column(x: Tensor, y: Tensor) -> Tensor:
+    """A number for each row of `y`, shaped to be multiplied with it; a single one as it is."""
+    return x if x.dim() == 0 else x.reshape(-1, *[1] * (y.dim() - 1))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.control.controllers import initial_step
+from neural_ode.control.first_step import initial_step
 from neural_ode.errors import (
     MaxStepsError,
     NonFiniteError,
@@ -17,9 +17,10 @@ from neural_ode.errors import (
 )
 from neural_ode.methods import Method, Step
 from neural_ode.problem.dynamics import check_slope
+from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Made, Segment, Statistics
-from neural_ode.stepping.events import Event, EventWatch
+from neural_ode.stepping.events import EventWatch
 from neural_ode.stepping.settings import Scheme, Trajectory
 from neural_ode.stepping.step_records import Again, frame_of
 from neural_ode.stepping.times import Clock, Outputs, strictly_inside

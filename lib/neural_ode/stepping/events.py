@@ -7,77 +7,20 @@ theorem (Chen, Amos & Nickel 2021, *Learning Neural Event Functions*).
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, NonFiniteError
+from neural_ode.problem.event import SIGNS, Event
 from neural_ode.problem.state import Dynamics, real_dtype
 
-__all__ = ["Event", "EventFunction", "EventWatch", "follow_event"]
-
-EventFunction = Callable[[Tensor, Any], Tensor]
-
-_SIGNS = {None: (-1, 1), "rising": (-1,), "falling": (1,)}
-"""The signs that a number has to have before it crosses."""
+__all__ = ["EventWatch", "follow_event"]
 
 _INSIDE = (0.25, 0.5, 0.75)
 """Where in a step an event function is looked at besides its end: it may have crossed there and come back."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event function with what counts as its crossing; pass it as `event` or `event_fn`.
-
-    Attributes:
-        function: of time (float64, shape ()) and state; returns one or more numbers, the first of which to cross
-            zero is the event. Numbers may be real, integer or boolean. Time and state at an event of real numbers
-            have gradients.
-        direction: `"rising"` for crossings from below zero, `"falling"` for those from above; `None`: wherever a
-            number no longer has the sign that it had at the start. A real number that starts at zero is an event
-            at once, unless there is a direction.
-        skip_start: leave the sign at the start out: a number is watched from where it is first seen off zero. For
-            a solve that goes on from an event, where the sign is a matter of rounding.
-        moves: whether the time of the event moves with what the solve depends on, or counts as a constant.
-
-    Example:
-        >>> import torch
-        >>> from neural_ode import Event, solve
-        >>> ball = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)])
-        >>> ground = Event(lambda t, y: y[0], direction="falling")
-        >>> up = torch.tensor([0.0, 9.81], dtype=torch.float64)
-        >>> round(solve(ball, up, [0.0, 10.0], event=ground).t[-1].item(), 6)
-        2.0
-    """
-
-    function: EventFunction
-    direction: Literal["rising", "falling"] | None = None
-    skip_start: bool = False
-    moves: bool = True
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise InvalidArgumentError(
-                f"the event function must be callable as event(t, y), got {type(self.function).__name__}"
-            )
-        if self.direction not in _SIGNS:
-            raise InvalidArgumentError(f"direction must be 'rising', 'falling' or None, got {self.direction!r}")
-
-    @staticmethod
-    def of(event: EventFunction) -> "Event":
-        """The event; a function becomes one in any direction."""
-        return event if isinstance(event, Event) else Event(event)
-
-    def on(self, restore: Callable[[Tensor], Any]) -> "Event":
-        """The event as one of packed states."""
-        function = self.function
-        return replace(self, function=lambda t, y: function(t, restore(y)))
-
-    def __call__(self, t: Tensor, y: Any) -> Tensor:
-        return self.function(t, y)
 
 
 class EventWatch:
@@ -124,7 +67,7 @@ class EventWatch:
             if self._has_plateaus:  # integers, for which zero is a value like others
                 if self._before[i] is None or self.event.direction is not None:
                     self._before[i] = int(sign)
-            elif self._before[i] is None and sign in _SIGNS[self.event.direction]:
+            elif self._before[i] is None and sign in SIGNS[self.event.direction]:
                 self._before[i] = int(sign)
 
     def at_start(self) -> int | None:

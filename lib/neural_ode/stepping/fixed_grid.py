@@ -11,10 +11,11 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, MaxStepsError, NeuralODEWarning, NonFiniteError, SolverError
 from neural_ode.methods import Method, Step
+from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.stepping.adaptive import check_start
-from neural_ode.stepping.events import Event, EventWatch
+from neural_ode.stepping.events import EventWatch
 from neural_ode.stepping.settings import Scheme, Trajectory, longest_step
 from neural_ode.stepping.step_records import Again, frame_of
 from neural_ode.stepping.times import Clock, Outputs, strictly_inside

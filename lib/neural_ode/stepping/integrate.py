@@ -8,10 +8,10 @@ from torch import Tensor
 
 from neural_ode.errors import SolverError
 from neural_ode.methods import BlackBox
+from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Segment, Statistics
 from neural_ode.stepping.adaptive import adaptive
-from neural_ode.stepping.events import Event
 from neural_ode.stepping.fixed_grid import fixed_grid
 from neural_ode.stepping.settings import Scheme, Trajectory
 

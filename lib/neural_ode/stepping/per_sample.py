@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neural_ode.control.controllers import Tolerance, initial_step
+from neural_ode.control.first_step import initial_step
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
 from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.problem.state import Dynamics, Norm, real_dtype, rms_norm
+from neural_ode.problem.norms import Norm, rms_norm
+from neural_ode.problem.state import Dynamics, real_dtype
 from neural_ode.solution import SampleStatistics, Statistics
 from neural_ode.stepping.adaptive import check_start
 from neural_ode.stepping.settings import Scheme, Trajectory

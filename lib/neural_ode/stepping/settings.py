@@ -8,30 +8,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from neural_ode.control.controllers import IntegralController, Tolerance
+from neural_ode.control.controllers import IntegralController
+from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.methods import BlackBox, Method
+from neural_ode.problem.callbacks import Callbacks
 
-__all__ = ["Callbacks", "Scheme", "Trajectory", "longest_step", "stepping"]
-
-Callback = Callable[[Tensor, Tensor, Tensor], object]
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """Functions that are called with the time, the state and the length of a step, before it is made or after.
-
-    The time has shape () and the length, which is positive in reverse time too, also.
-
-    Attributes:
-        step: called before every step that is tried.
-        accept: called after a step that passed the error control.
-        reject: called after a step that did not.
-    """
-
-    step: Callback | None = None
-    accept: Callback | None = None
-    reject: Callback | None = None
+__all__ = ["Scheme", "Trajectory", "longest_step", "stepping"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,7 @@ class Scheme:
     grid: Callable[[Tensor], Tensor] | None = None
     interpolation: Literal["linear", "cubic"] = "linear"
     perturb: bool = False
-    callbacks: Callbacks = Callbacks()
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     def longest_step(self, y: Tensor) -> float:
         """The longest step that may be made with this state: its length has to be a number of its dtype."""

@@ -17,7 +17,7 @@ from neural_ode.errors import InvalidArgumentError, MaxStepsError, needs
 from neural_ode.gradients import Backsolve
 from neural_ode.methods import BlackBox, ScipySolver
 from neural_ode.nn.ode_block import OdeBlock
-from neural_ode.problem.state import rms_norm
+from neural_ode.problem.norms import rms_norm
 from neural_ode.solution import Statistics
 from neural_ode.solve import solve
 from reproduction.data.mnist import Split
