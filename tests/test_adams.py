@@ -564,7 +564,7 @@ def walk(
     method: Method, f: Dynamics, y: Tensor, times: Tensor, rtol: float = 1e-7, atol: float = 1e-9
 ) -> tuple[Tensor, int]:
     """States at all points of the grid, and the evaluations of the dynamics."""
-    method = method.bind(Tolerance(rtol, atol, rms_norm))
+    method = method.for_tolerance(Tolerance(rtol, atol, rms_norm))
     states, nfe, carry = [y], 0, None
     for start, end in pairwise(times):
         h = end - start if times.requires_grad else float(end - start)

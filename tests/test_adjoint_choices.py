@@ -14,7 +14,7 @@ from neural_ode.methods import get_method
 from neural_ode.methods.tableaus.explicit import DOPRI5
 from neural_ode.problem.norms import rms_norm
 from neural_ode.solution import Made, Segment
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 from reproduction.measure.memory import bytes_kept
 
 CHOICES = {
@@ -129,8 +129,8 @@ def test_checkpoints_are_as_many_states_as_asked_for() -> None:
 
 def test_checkpoints_give_their_states_away() -> None:
     """To the backward pass, which autograd frees: whoever keeps the solution does not keep them twice."""
-    scheme = Scheme(get_method("dopri5"), Tolerance(1e-3, 1e-3, rms_norm))
-    memory = Backsolve(checkpoints=3).memory(scheme)
+    settings = SolverSettings(get_method("dopri5"), Tolerance(1e-3, 1e-3, rms_norm))
+    memory = Backsolve(checkpoints=3).memory(settings)
     states = [torch.ones(2) * number for number in range(4)]
     references = [weakref.ref(y) for y in states]
     for number, y in enumerate(states):

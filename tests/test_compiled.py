@@ -33,7 +33,7 @@ from neural_ode.methods import get_method
 from neural_ode.problem.norms import rms_norm
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import per_sample
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 
 
 class Field(nn.Module):
@@ -114,8 +114,8 @@ class Rows(nn.Module):
         return self.net(torch.cat([y**3, torch.sin(3 * t)[:, None]], dim=1))
 
 
-def scheme(tolerance: float, **how: Any) -> Scheme:
-    return Scheme(get_method("dopri5"), Tolerance(tolerance, tolerance, rms_norm), **how)
+def settings(tolerance: float, **how: Any) -> SolverSettings:
+    return SolverSettings(get_method("dopri5"), Tolerance(tolerance, tolerance, rms_norm), **how)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -127,7 +127,7 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
         y0 = start().double().requires_grad_()
         t = (sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)).requires_grad_()
         stats = Statistics()
-        _, y, next_step, _ = run(f, y0, t, scheme(1e-7), stats)
+        _, y, next_step, _ = run(f, y0, t, settings(1e-7), stats)
         gradients = torch.autograd.grad(
             (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [y0, t, *f.parameters()]
         )
@@ -139,7 +139,7 @@ def test_a_whole_solve_in_one_graph(sign: int) -> None:
     *before, planned = plain.step_sizes[:4]
     end = torch.tensor([0.0, sum(before) + planned / 30], dtype=torch.float64)
     with torch.no_grad():
-        cut = compiled_integrate(f, y0, end, scheme(1e-7), Statistics())
+        cut = compiled_integrate(f, y0, end, settings(1e-7), Statistics())
     assert cut.next_step == pytest.approx(planned, rel=1e-6)
     assert compiled.step_sizes == pytest.approx(plain.step_sizes, rel=1e-6)
     for ours, theirs in zip(values, expected, strict=True):
@@ -159,7 +159,7 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
             t = t * torch.linspace(0.5, 2, 6, dtype=torch.float64)[:, None]
         t.requires_grad_()
         stats = Statistics()
-        y = run(f, y0, t, scheme(1e-7), stats).y
+        y = run(f, y0, t, settings(1e-7), stats).y
         gradients = torch.autograd.grad(
             (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [y0, t, *f.parameters()]
         )
@@ -170,7 +170,7 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
     assert len(set(compiled.per_sample.nfe.tolist())) > 1
     assert plain.nfe == compiled.nfe
     with torch.no_grad(), pytest.raises(CannotCompile, match="too many steps"):
-        compiled_integrate(f, y0, t, scheme(1e-7, max_steps=3), Statistics(), batched=True)
+        compiled_integrate(f, y0, t, settings(1e-7, max_steps=3), Statistics(), batched=True)
     for ours, theirs in zip(values, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -190,7 +190,7 @@ def test_a_solve_with_steps_for_each_row_in_one_graph(sign: int, own_times: bool
 def test_what_the_graph_does_not_do_is_left_to_the_loop(change: dict[str, Any], words: str) -> None:
     y0, t = start().double(), torch.tensor([0.0, 1.0], dtype=torch.float64)
     with pytest.raises(CannotCompile, match=words):
-        compiled_integrate(Smooth(), y0, t, replace(scheme(1e-7), **change), Statistics())
+        compiled_integrate(Smooth(), y0, t, replace(settings(1e-7), **change), Statistics())
 
 
 def test_dynamics_that_a_graph_would_get_wrong() -> None:
@@ -203,9 +203,9 @@ def test_dynamics_that_a_graph_would_get_wrong() -> None:
         (lambda t, y: scale * f(y), "require gradients"),
     ):
         with pytest.raises(CannotCompile, match=words):
-            compiled_integrate(field, y0, t, scheme(1e-3), Statistics())
+            compiled_integrate(field, y0, t, settings(1e-3), Statistics())
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(CannotCompile, match="autocast"):
-        compiled_integrate(lambda t, y: f(y), y0, t, scheme(1e-3), Statistics())
+        compiled_integrate(lambda t, y: f(y), y0, t, settings(1e-3), Statistics())
 
 
 def test_more_steps_than_one_graph_records() -> None:
@@ -215,7 +215,7 @@ def test_more_steps_than_one_graph_records() -> None:
         y0 = start().double().requires_grad_()
         t = torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64, requires_grad=True)
         stats = Statistics()
-        y = run(f, y0, t, scheme(1e-7, max_step=0.015), stats).y
+        y = run(f, y0, t, settings(1e-7, max_step=0.015), stats).y
         assert stats.accepted > 2 * 64
         found.append([y, *torch.autograd.grad(y.square().sum(), [y0, t, *f.parameters()])])
     for ours, theirs in zip(*found, strict=True):
@@ -244,7 +244,7 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
     params = tuple(f.parameters())
     t = sign * torch.tensor([0.0, 0.3, 1.0, 2.5], dtype=torch.float64)
     with torch.no_grad():
-        y = integrate(f, start().double(), t, scheme(1e-9), Statistics()).y
+        y = integrate(f, start().double(), t, settings(1e-9), Statistics()).y
     grad_y = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
     stats, plain = Statistics(), Statistics()
     by_loop = solve(f, y[0].clone(), t, rtol=1e-9, atol=1e-9, gradient=Backsolve(rtol=1e-7, atol=1e-7))
@@ -252,14 +252,14 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
     counts = by_loop.stats.backward
     assert counts is not None
     # Enough from each observation to the next, too few for all intervals together.
-    backward = scheme(1e-7, max_steps=counts.accepted + counts.rejected - 1)
+    backward = settings(1e-7, max_steps=counts.accepted + counts.rejected - 1)
 
     def norm(parts: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([rms_norm(part) for part in parts]).amax()
 
     a, gradients = compiled_adjoint(f, params, y, t, grad_y, backward, norm, stats)
     y0 = y[0].clone().requires_grad_()
-    again = integrate(f, y0, t, scheme(1e-12), plain).y
+    again = integrate(f, y0, t, settings(1e-12), plain).y
     expected = torch.autograd.grad(again, [y0, *params], grad_y)
     for ours, theirs in zip((a, *gradients), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

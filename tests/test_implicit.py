@@ -289,7 +289,7 @@ PENDULUM = scipy.integrate.solve_ivp(
 )
 
 
-def march(method: ImplicitRungeKutta, f: Dynamics, y: Tensor, end: float, steps: int) -> Tensor:
+def run_until(method: ImplicitRungeKutta, f: Dynamics, y: Tensor, end: float, steps: int) -> Tensor:
     h, carry = end / steps, None
     for i in range(steps):
         step = method.step(f, torch.tensor(i * h, dtype=y.abs().dtype), y, h, carry)
@@ -303,7 +303,7 @@ def test_observed_order(tableau: ImplicitTableau) -> None:
     exact = torch.from_numpy(PENDULUM.y[:, -1])
     few, many = (10, 20) if tableau.order > 4 else (40, 80)
     coarse, fine = (
-        (march(method, pendulum, tensor(1.0, 0.5), 2.0, n) - exact).abs().max().item() for n in (few, many)
+        (run_until(method, pendulum, tensor(1.0, 0.5), 2.0, n) - exact).abs().max().item() for n in (few, many)
     )
     assert math.log2(coarse / fine) == pytest.approx(tableau.order, abs=0.25)
 
@@ -375,7 +375,7 @@ class Run:
         first_step: float | None = None,
     ):
         tolerance, controller = Tolerance(rtol, atol, rms_norm), IntegralController()
-        method = method.bind(tolerance)
+        method = method.for_tolerance(tolerance)
         slope = f(torch.zeros((), dtype=y.dtype), y)
         carry = method.begin(slope)
         start, span = torch.tensor([0.0, end], dtype=torch.float64)
@@ -435,7 +435,7 @@ def test_float32_reaches_its_own_accuracy() -> None:
 def test_single_precision_does_not_disturb_newtons_method(tableau: ImplicitTableau) -> None:
     """A stiff linear problem whose rounding errors are far above those of the state."""
     f: Dynamics = lambda t, y: -1e6 * (y - torch.cos(t))  # noqa: E731
-    method = ImplicitRungeKutta(tableau).bind(Tolerance(1e-7, 1e-9, rms_norm))
+    method = ImplicitRungeKutta(tableau).for_tolerance(Tolerance(1e-7, 1e-9, rms_norm))
     step = method.step(f, torch.tensor(0.0), torch.tensor([1.0]), 0.1, None)
     assert step.y1.dtype == torch.float32
     assert step.y1.item() == pytest.approx(math.cos(0.1), abs=0.02)
@@ -444,7 +444,7 @@ def test_single_precision_does_not_disturb_newtons_method(tableau: ImplicitTable
 @each
 def test_rounding_errors_of_the_dynamics_end_the_iteration(tableau: ImplicitTableau) -> None:
     """Noise a hundred times as large as rounding errors of the state: no iterate comes nearer."""
-    method = ImplicitRungeKutta(tableau).bind(Tolerance(1e-7, 1e-9, rms_norm))
+    method = ImplicitRungeKutta(tableau).for_tolerance(Tolerance(1e-7, 1e-9, rms_norm))
     f: Dynamics = lambda t, y: -y - y**3  # noqa: E731
     noisy: Dynamics = lambda t, y: f(t, y) + 1e-5 * torch.sin(1e7 * y.detach())  # noqa: E731
     y = torch.tensor([1.0, 0.7])
@@ -460,7 +460,9 @@ def test_rounding_errors_of_the_dynamics_end_the_iteration(tableau: ImplicitTabl
 def test_a_looser_tolerance_takes_fewer_evaluations() -> None:
     method = ImplicitRungeKutta(KVAERNO5)
     nfe = [
-        method.bind(Tolerance(rtol, rtol, rms_norm)).step(pendulum, scalar(0.5), tensor(1.0, 0.5), 0.3, None).nfe
+        method.for_tolerance(Tolerance(rtol, rtol, rms_norm))
+        .step(pendulum, scalar(0.5), tensor(1.0, 0.5), 0.3, None)
+        .nfe
         for rtol in (1e-2, 1e-6, 1e-12)
     ]
     assert nfe[0] < nfe[1] < nfe[2]
@@ -474,7 +476,7 @@ def test_a_looser_tolerance_takes_fewer_evaluations() -> None:
 def test_stages_are_as_exact_as_a_hundredth_of_the_tolerance(f: Dynamics, h: float) -> None:
     """Beside an iteration to rounding; where it converges slowly, the last correction is less than the error."""
     method, y, rtol = ImplicitRungeKutta(KVAERNO3), tensor(2.0), 1e-4
-    step = method.bind(Tolerance(rtol, rtol, rms_norm)).step(f, scalar(0), y, h, None)
+    step = method.for_tolerance(Tolerance(rtol, rtol, rms_norm)).step(f, scalar(0), y, h, None)
     exact = method.step(f, scalar(0), y, h, None)
     assert step.nfe < exact.nfe
     slopes = torch.stack(step.dense) - torch.stack(exact.dense)
@@ -484,7 +486,7 @@ def test_stages_are_as_exact_as_a_hundredth_of_the_tolerance(f: Dynamics, h: flo
 
 def test_fixed_methods_do_not_depend_on_the_tolerance() -> None:
     method = ImplicitRungeKutta(GL4)
-    assert method.bind(Tolerance(1e-1, 1e-1, rms_norm)) is method
+    assert method.for_tolerance(Tolerance(1e-1, 1e-1, rms_norm)) is method
 
 
 @each_fixed
@@ -540,7 +542,7 @@ def test_unknown_options_are_refused() -> None:
 @each_adaptive
 def test_failure_under_error_control_rejects_the_step(tableau: ImplicitTableau) -> None:
     """y' = y² + 1, y = tan(t + π/4), blows up inside the step: the error is infinite and the state as before."""
-    method = ImplicitRungeKutta(tableau).bind(Tolerance(1e-6, 1e-6, rms_norm))
+    method = ImplicitRungeKutta(tableau).for_tolerance(Tolerance(1e-6, 1e-6, rms_norm))
     calls = 0
 
     def f(t: Tensor, y: Tensor) -> Tensor:
@@ -562,7 +564,7 @@ def test_failure_under_error_control_rejects_the_step(tableau: ImplicitTableau) 
 @each_adaptive
 def test_a_hopeless_iteration_is_given_up_early(tableau: ImplicitTableau) -> None:
     """Under error control a shorter step costs less than `max_iters` iterations with new Jacobians."""
-    method = ImplicitRungeKutta(tableau).bind(Tolerance(1e-6, 1e-6, rms_norm))
+    method = ImplicitRungeKutta(tableau).for_tolerance(Tolerance(1e-6, 1e-6, rms_norm))
     step = method.step(lambda t, y: -5 * torch.tanh(1000 * (y - 0.3)), scalar(0), tensor(1.0), 3.0, None)
     assert step.error is not None
     assert torch.isinf(step.error).all()
@@ -572,7 +574,7 @@ def test_a_hopeless_iteration_is_given_up_early(tableau: ImplicitTableau) -> Non
 def test_an_adaptive_method_that_is_unbound_iterates_to_rounding() -> None:
     y = tensor(1.0, 0.5)
     exact = ImplicitRungeKutta(KVAERNO3).step(pendulum, scalar(0), y, 0.2, None).y1
-    tight = ImplicitRungeKutta(KVAERNO3).bind(Tolerance(1e-13, 1e-13, rms_norm))
+    tight = ImplicitRungeKutta(KVAERNO3).for_tolerance(Tolerance(1e-13, 1e-13, rms_norm))
     assert torch.allclose(tight.step(pendulum, scalar(0), y, 0.2, None).y1, exact, rtol=1e-14)
 
 

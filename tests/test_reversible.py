@@ -12,7 +12,7 @@ from neural_ode.gradients.checkpoints import Snapshot
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta, get_method
 from neural_ode.problem.norms import rms_norm
 from neural_ode.stepping.integrate import integrate
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 from reproduction.measure.memory import bytes_kept
 
 EXPLICIT = ["euler", "midpoint", "heun3", "rk4", "bosh3", "dopri5", "tsit5", "dopri8"]
@@ -31,8 +31,8 @@ class Field(nn.Module):
         return 2 * self.second(torch.tanh(self.first(inputs)))
 
 
-def scheme_of(method: str, tolerance: float = 1e-6, **how) -> Scheme:
-    return Scheme(get_method(method), Tolerance(tolerance, tolerance, rms_norm), **how)
+def settings_of(method: str, tolerance: float = 1e-6, **how) -> SolverSettings:
+    return SolverSettings(get_method(method), Tolerance(tolerance, tolerance, rms_norm), **how)
 
 
 def start(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -98,12 +98,12 @@ def test_is_the_gradient_of_the_reversible_solve(how: dict, case: str) -> None:
     y0, t = start(dtype)
     if case == "reverse":
         t = t.detach().flip(0).requires_grad_()
-    scheme = scheme_of(**how)
+    settings = settings_of(**how)
     found = []
     for steps_recorded in (True, False):
         stats = Statistics()
         if steps_recorded:
-            y = integrate(f, y0, t, Reversible().scheme(scheme, t)[0], stats).y
+            y = integrate(f, y0, t, Reversible().settings(settings, t)[0], stats).y
         else:
             tolerance = how.get("tolerance", 1e-6)
             options = {name: value for name, value in how.items() if name != "tolerance"}

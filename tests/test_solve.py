@@ -27,7 +27,7 @@ from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import get_method
 from neural_ode.problem.norms import rms_norm
 from neural_ode.stepping.integrate import integrate
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 
 METHODS = {name: get_method(name) for name in ("euler", "midpoint", "rk4", "dopri5")}
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
@@ -388,9 +388,9 @@ def test_a_step_that_was_cut_is_followed_by_one_as_long_as_planned(direction: in
     steps = solve(lambda t, y: 0 * y, y0, t, first_step=0.1, step_t=[direction * 0.15]).stats.step_sizes
     assert steps == pytest.approx([direction * h for h in (0.1, 0.05, 1.0, 10.0, 8.85)])
     # Also where the solve ends there, and another one goes on from it.
-    scheme = Scheme(METHODS["dopri5"], Tolerance(1e-7, 1e-9, rms_norm), first_step=0.1)
+    settings = SolverSettings(METHODS["dopri5"], Tolerance(1e-7, 1e-9, rms_norm), first_step=0.1)
     end = torch.tensor([0.0, direction * 0.15], dtype=torch.float64)
-    assert integrate(lambda t, y: 0 * y, y0, end, scheme, Statistics()).next_step == pytest.approx(direction)
+    assert integrate(lambda t, y: 0 * y, y0, end, settings, Statistics()).next_step == pytest.approx(direction)
 
 
 @pytest.mark.parametrize("how", [{}, {"method": "rk4", "step_size": 0.1}, {"method": "adams"}])

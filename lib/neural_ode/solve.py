@@ -19,7 +19,7 @@ from neural_ode.gradients import (
     Backsolve,
     Direct,
     Gradient,
-    Problem,
+    InitialValueProblem,
     RecursiveCheckpoint,
     Reversible,
     get_gradient,
@@ -29,13 +29,13 @@ from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get
 from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.captured import captured, parameters_of, warn_of_missing
 from neural_ode.problem.event import Event
-from neural_ode.problem.layout import Structure
+from neural_ode.problem.layout import StateLayout
 from neural_ode.problem.state import State
 from neural_ode.solution import DenseOutput, NoDenseOutput, Segment, Solution, Statistics
 from neural_ode.stepping.events import follow_event
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import per_sample
-from neural_ode.stepping.settings import Scheme, Trajectory, stepping
+from neural_ode.stepping.settings import SolverSettings, Trajectory, stepping
 
 __all__ = ["solve"]
 
@@ -134,24 +134,22 @@ def solve(
     """
     if not callable(f):
         raise InvalidArgumentError(f"f must be callable as f(t, y), got {type(f).__name__}")
-    structure = Structure(y0, batched)
-    times = _times(t, event is not None, structure.y0 if batched else None)
+    layout = StateLayout(y0, batched)
+    times = _times(t, event is not None, layout.y0 if batched else None)
     chosen_method = get_method(method)
     if compile:
         _check_compiled(chosen_method)
     by_default = "backsolve" if isinstance(chosen_method, BlackBox) else "direct"
     chosen_gradient = get_gradient(by_default if gradient is None else gradient)
-    tolerance = Tolerance(
-        structure.tolerance("rtol", rtol), structure.tolerance("atol", atol), structure.packed_norm(norm)
-    )
+    tolerance = Tolerance(layout.tolerance("rtol", rtol), layout.tolerance("atol", atol), layout.packed_norm(norm))
     if not isinstance(tolerance.rtol, Tensor) and tolerance.rtol == tolerance.atol == 0:
         raise InvalidArgumentError("rtol and atol must not both be zero")
     if event is not None and not callable(event):
         raise InvalidArgumentError(f"event must be callable as event(t, y), got {type(event).__name__}")
-    scheme = Scheme(
+    settings = SolverSettings(
         method=chosen_method,
         tolerance=tolerance,
-        callbacks=structure.callbacks(callbacks),
+        callbacks=layout.callbacks(callbacks),
         **stepping(
             controller=controller,
             first_step=first_step,
@@ -167,43 +165,45 @@ def solve(
         ),
     )
     if isinstance(chosen_method, Method) and chosen_method.own_steps:
-        if not scheme.controls_error:
+        if not settings.controls_error:
             raise InvalidArgumentError(f"{chosen_method.name} chooses its steps; on a grid, use implicit_adams")
-        if type(scheme.controller) is not IntegralController:
-            raise InvalidArgumentError(f"{chosen_method.name} has step control of its own, got {scheme.controller}")
+        if type(settings.controller) is not IntegralController:
+            raise InvalidArgumentError(
+                f"{chosen_method.name} has step control of its own, got {settings.controller}"
+            )
     if event is not None and isinstance(chosen_method, BlackBox):
         raise InvalidArgumentError(f"{chosen_method.name} does not look for events; dopri5 does")
     if (
         event is not None
         and math.isinf(times[-1].item())
-        and not scheme.controls_error
-        and scheme.step_size is None
+        and not settings.controls_error
+        and settings.step_size is None
     ):
         raise InvalidArgumentError(
             f"{chosen_method.name} needs a step_size to look for an event: without one it takes a single step"
         )
-    problem = Problem(
-        f=structure.dynamics(f),
-        y0=structure.y0,
+    problem = InitialValueProblem(
+        f=layout.dynamics(f),
+        y0=layout.y0,
         t=times,
-        params=_params(f, chosen_gradient, params, gradient is None, lambda: _start_slope(structure, f, times)),
-        restore=structure.restore,
-        event=None if event is None else structure.event(Event.of(event)),
+        params=_params(f, chosen_gradient, params, gradient is None, lambda: _start_slope(layout, f, times)),
+        restore=layout.restore,
+        event=None if event is None else layout.event(Event.of(event)),
         compile=compile,
     )
     stats = Statistics()
     output: DenseOutput | NoDenseOutput = NoDenseOutput()
     try:
         if batched:
-            trajectory = _solve_batched(problem, scheme, stats, chosen_gradient, dense)
+            trajectory = _solve_batched(problem, settings, stats, chosen_gradient, dense)
         elif dense:
-            trajectory, output = _solve_dense(problem, scheme, stats, chosen_gradient)
+            trajectory, output = _solve_dense(problem, settings, stats, chosen_gradient)
         else:
-            trajectory = chosen_gradient(problem, scheme, stats)
+            trajectory = chosen_gradient(problem, settings, stats)
     except SolverError as error:
         if error.partial is not None:
             reached, states = error.partial
-            error.partial = Solution(reached, structure.restore(states), stats)
+            error.partial = Solution(reached, layout.restore(states), stats)
         raise
     if problem.event is not None and trajectory.event is not None and problem.event.moves:
         at, state = follow_event(problem.f, problem.event, trajectory.event, trajectory.t[-1], trajectory.y[-1])
@@ -211,7 +211,7 @@ def solve(
             t=torch.cat([trajectory.t[:-1], at[None]]), y=torch.cat([trajectory.y[:-1], state[None]])
         )
     shown = t if isinstance(t, Tensor) and trajectory.event is None else trajectory.t
-    return Solution(shown, structure.restore(trajectory.y), stats, output, trajectory.event)
+    return Solution(shown, layout.restore(trajectory.y), stats, output, trajectory.event)
 
 
 def _check_compiled(method: Method | BlackBox) -> None:
@@ -224,27 +224,27 @@ def _check_compiled(method: Method | BlackBox) -> None:
 
 
 def _solve_dense(
-    problem: Problem, scheme: Scheme, stats: Statistics, gradient: Gradient
+    problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, gradient: Gradient
 ) -> tuple[Trajectory, DenseOutput]:
-    method = scheme.method
+    method = settings.method
     if not isinstance(method, Method) or not method.has_dense_output:
         raise InvalidArgumentError(f"{method.name} has no dense output; dopri5 has")
     if not isinstance(gradient, Direct):
         raise InvalidArgumentError("dense=True needs gradient='direct': it keeps the steps")
     segments: list[Segment] = []
     if problem.compile:
-        scheme = with_compiled_steps(scheme)
+        settings = with_compiled_steps(settings)
     # The first step starts from y0, which stays the caller's.
     problem = replace(problem, t=problem.t.detach(), y0=problem.y0.clone())
-    trajectory = integrate(problem.f, problem.y0, problem.t, scheme, stats, segments.append, problem.event)
+    trajectory = integrate(problem.f, problem.y0, problem.t, settings, stats, segments.append, problem.event)
     return trajectory, DenseOutput(method, segments, problem.y0, trajectory.t[-1].item(), problem.restore)
 
 
 def _solve_batched(
-    problem: Problem, scheme: Scheme, stats: Statistics, gradient: Gradient, dense: bool
+    problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, gradient: Gradient, dense: bool
 ) -> Trajectory:
-    method = scheme.method
-    if not isinstance(method, ExplicitRungeKutta) or not scheme.controls_error:
+    method = settings.method
+    if not isinstance(method, ExplicitRungeKutta) or not settings.controls_error:
         raise InvalidArgumentError(
             f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
             + ("" if isinstance(method, Method) and not method.adaptive else " on a fixed grid")
@@ -259,18 +259,18 @@ def _solve_batched(
     for name, value in (
         ("event", problem.event),
         ("dense", dense),
-        ("step_t", scheme.step_t),
-        ("jump_t", scheme.jump_t),
-        ("callbacks", scheme.callbacks != Callbacks()),
+        ("step_t", settings.step_t),
+        ("jump_t", settings.jump_t),
+        ("callbacks", settings.callbacks != Callbacks()),
     ):
         if value:
             raise InvalidArgumentError(
                 f"{name} cannot be used with batched=True: every sample has times of its own"
             )
     if not isinstance(gradient, Direct):
-        return gradient(replace(problem, batched=True), scheme, stats)
+        return gradient(replace(problem, batched=True), settings, stats)
     run = per_sample_compiled if problem.compile else per_sample
-    return run(problem.f, problem.y0, problem.t, scheme, stats)
+    return run(problem.f, problem.y0, problem.t, settings, stats)
 
 
 def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:
@@ -300,9 +300,9 @@ def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) 
     return t.to("cpu", torch.float64)
 
 
-def _start_slope(structure: Structure, f: Callable[[Tensor, Any], Any], t: Tensor) -> Tensor:
-    y0 = structure.y0
-    slope: Tensor = structure.dynamics(f)(t.detach()[..., 0].to(y0.device), y0.detach())
+def _start_slope(layout: StateLayout, f: Callable[[Tensor, Any], Any], t: Tensor) -> Tensor:
+    y0 = layout.y0
+    slope: Tensor = layout.dynamics(f)(t.detach()[..., 0].to(y0.device), y0.detach())
     return slope
 
 

@@ -16,7 +16,7 @@ from neural_ode.methods import BlackBox, Method, get_method
 from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.captured import captured, parameters_of
 from neural_ode.problem.event import Event
-from neural_ode.problem.layout import Structure
+from neural_ode.problem.layout import StateLayout
 from neural_ode.problem.state import State
 from neural_ode.solution import DenseOutput
 from neural_ode.solve import solve
@@ -154,7 +154,7 @@ def odeint_adjoint(
                 "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
             )
             warnings.warn(text, NeuralODEWarning, stacklevel=2)
-        keywords = _keywords(func, Structure(y0), t, adjoint_method or method or "dopri5", backward, "_adjoint")
+        keywords = _keywords(func, StateLayout(y0), t, adjoint_method or method or "dopri5", backward, "_adjoint")
         gradient = Backsolve(
             method=keywords.pop("method"),
             rtol=adjoint_rtol,
@@ -197,13 +197,13 @@ def odeint_event(
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
 
-    structure = Structure(y0)
+    layout = StateLayout(y0)
     last: State = tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1]
-    state = Structure(last).y0
-    event = structure.event(moving)
-    component = _component(event, t0.reshape(()), structure.y0, event_t, state)
-    event_t, state = follow_event(structure.dynamics(_lenient(func)), event, component, event_t, state)
-    end = structure.restore(state)
+    state = StateLayout(last).y0
+    event = layout.event(moving)
+    component = _component(event, t0.reshape(()), layout.y0, event_t, state)
+    event_t, state = follow_event(layout.dynamics(_lenient(func)), event, component, event_t, state)
+    end = layout.restore(state)
     if isinstance(solution, tuple):
         return event_t, tuple(
             torch.cat([part[:-1], final[None]]) for part, final in zip(solution, end, strict=True)
@@ -246,7 +246,7 @@ def odeint_dense(
         A function that maps a time, or a tensor of times, to the states there.
     """
     t = torch.stack([torch.as_tensor(time, dtype=torch.float64).reshape(()).cpu() for time in (t0, t1)])
-    keywords = _keywords(func, Structure(y0), t, method or "dopri5", options)
+    keywords = _keywords(func, StateLayout(y0), t, method or "dopri5", options)
     dense = solve(
         _lenient(func, broadcasts=not _adaptive(keywords["method"])),
         y0,
@@ -277,10 +277,10 @@ def _odeint(
 ) -> Any:
     if not isinstance(t, Tensor):
         raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
-    structure = Structure(y0)
+    layout = StateLayout(y0)
     if params is None and gradient not in (None, "direct") and not isinstance(func, nn.Module):
         params = tuple(captured(func).values())
-    keywords = _keywords(func, structure, t, method or "dopri5", options)
+    keywords = _keywords(func, layout, t, method or "dopri5", options)
     times = t
     if event_fn is not None:
         if len(t) != 2:
@@ -365,7 +365,7 @@ def _lenient(func: Func, broadcasts: bool = True) -> Func:
 
 
 def _keywords(
-    func: Func, structure: Structure, t: Tensor, method: str, options: dict[str, Any] | None, suffix: str = ""
+    func: Func, layout: StateLayout, t: Tensor, method: str, options: dict[str, Any] | None, suffix: str = ""
 ) -> dict[str, Any]:
     """The method, the options and the callbacks of torchdiffeq as keywords of `solve`."""
     chosen = get_method(_ALIASES.get(method, method))
@@ -390,8 +390,8 @@ def _keywords(
         keywords["controller"] = IntegralController(**control)
     constructor = given.pop("grid_constructor", None)
     if constructor is not None:
-        f = structure.dynamics(func)
-        keywords["grid"] = lambda times: constructor(f, structure.y0, times.to(structure.y0.device, t.dtype))
+        f = layout.dynamics(func)
+        keywords["grid"] = lambda times: constructor(f, layout.y0, times.to(layout.y0.device, t.dtype))
     calls = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
     adaptive = isinstance(chosen, Method) and chosen.adaptive
     possible = _CALLBACKS if adaptive else _CALLBACKS[:1] if isinstance(chosen, Method) else ()

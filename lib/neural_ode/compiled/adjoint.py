@@ -16,11 +16,11 @@ from neural_ode.compiled.dynamics import (
     with_parameters,
 )
 from neural_ode.compiled.forward import check
-from neural_ode.compiled.loop import PATIENCE, control_of, march_through, tolerance_of
+from neural_ode.compiled.loop import PATIENCE, control_of, run_through, tolerance_of
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.problem.state import Dynamics, TupleState
 from neural_ode.solution import Statistics
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 
 __all__ = ["compiled_adjoint"]
 
@@ -33,7 +33,7 @@ def compiled_adjoint(
     y: Tensor,
     t: Tensor,
     grad_y: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     norm: Callable[[tuple[Tensor, ...]], Tensor],
     stats: Statistics,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -45,7 +45,7 @@ def compiled_adjoint(
         y: the states at the times `t`, shape (n, *state).
         t: the times.
         grad_y: `∂L/∂y`.
-        scheme: of the backward solve; its tolerance is one for all of `(z, a, ∂L/∂θ)`.
+        settings: of the backward solve; its tolerance is one for all of `(z, a, ∂L/∂θ)`.
         norm: of `(0, z, a, *∂L/∂θ)`.
         stats: counters to add to.
 
@@ -55,13 +55,13 @@ def compiled_adjoint(
     Raises:
         CannotCompile: use `integrate` for the augmented system.
     """
-    check(y[0], t, scheme)
+    check(y[0], t, settings)
     if any(p.dtype != y.dtype for p in params):
         raise CannotCompile("parameters have another dtype than the state")
 
     def run(dynamics: LiftedDynamics) -> tuple[Tensor, tuple[Tensor, ...]]:
         check_no_hidden_dependence(dynamics, f, t[-1].detach().to(y.device), y[-1])
-        return _solved(dynamics, params, y, t, grad_y, scheme, norm, stats)
+        return _solved(dynamics, params, y, t, grad_y, settings, norm, stats)
 
     return compiling(f, y, params, run)
 
@@ -72,43 +72,43 @@ def _solved(
     y: Tensor,
     t: Tensor,
     grad_y: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     norm: Callable[[tuple[Tensor, ...]], Tensor],
     stats: Statistics,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    method = scheme.method
+    method = settings.method
     assert isinstance(method, ExplicitRungeKutta)
 
-    def structure() -> TupleState:
+    def layout() -> TupleState:
         """Of `[z, a, ∂L/∂θ]`; made inside the graph, where the size of a batch is variable."""
         return TupleState((y.shape[1:], y.shape[1:], *(p.shape for p in params)))
 
     def augmented(t: Tensor, state: Tensor) -> Tensor:
         """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
-        z, a, *_ = structure().unpack(state)
+        z, a, *_ = layout().unpack(state)
         slope, pull = _vjp(lambda z, *params: with_parameters(dynamics, params)(t, z), z, *params)
-        return structure().pack([slope, *pull(-a)])
+        return layout().pack([slope, *pull(-a)])
 
     def jump(state: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
         """The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper)."""
-        _, a, *gradients = structure().unpack(state)
-        return structure().pack([z, a + grad_z, *gradients])
+        _, a, *gradients = layout().unpack(state)
+        return layout().pack([z, a + grad_z, *gradients])
 
     def packed_norm(x: Tensor) -> Tensor:
-        return norm((x.new_zeros(()), *structure().unpack(x)))
+        return norm((x.new_zeros(()), *layout().unpack(x)))
 
     times = t.detach().to(y.device, torch.float64)
     last, before = t[-1].item(), t[-2].item()
-    state = structure().pack([y[-1], grad_y[-1], *(torch.zeros_like(p) for p in params)])
-    h = math.nan if scheme.first_step is None else scheme.first_step
-    control = control_of(scheme, math.copysign(1.0, before - last), y)
+    state = layout().pack([y[-1], grad_y[-1], *(torch.zeros_like(p) for p in params)])
+    h = math.nan if settings.first_step is None else settings.first_step
+    control = control_of(settings, math.copysign(1.0, before - last), y)
     key = (dynamics.key, tuple(dynamics.names), tuple(p.shape for p in params), method, describe(norm, {}))
     functions = (augmented, method, packed_norm, jump, (y, grad_y))
     status = torch.tensor([len(t) - 1, last, h, 0, 0, 0, 0], dtype=torch.float64, device=y.device)
     tries = 0.0
     while True:
-        fixed = (times, control, *tolerance_of(scheme, y))
-        status, state = call(march_through, key, y[0], *functions, state, status, *fixed, fuse_products=True)
+        fixed = (times, control, *tolerance_of(settings, y))
+        status, state = call(run_through, key, y[0], *functions, state, status, *fixed, fuse_products=True)
         number, _, _, accepted, tried, _, begun = status.tolist()
         if number == 0:
             break
@@ -116,8 +116,8 @@ def _solved(
             raise CannotCompile("the backward solve fails", failed=True)
         tries = tried
     stages = method.tableau.stages - method.tableau.fsal
-    stats.nfe += 2 * (scheme.first_step is None) + int(begun) * method.tableau.fsal + int(tried) * stages
+    stats.nfe += 2 * (settings.first_step is None) + int(begun) * method.tableau.fsal + int(tried) * stages
     stats.accepted += int(accepted)
     stats.rejected += int(tried - accepted)
-    _, a, *gradients = structure().unpack(state)
+    _, a, *gradients = layout().unpack(state)
     return a, tuple(gradients)

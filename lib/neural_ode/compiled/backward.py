@@ -62,7 +62,7 @@ def march_back(
         dynamics, method: what made the steps.
         moving: whether the gradient of the times is wanted.
         count: how many steps there are, shape ().
-        log, states: what `march` recorded.
+        log, states: what `run_until` recorded.
         grad_states, grad_slopes: gradients of what was read off the recorded states and slopes.
         gradients: of the state behind the last step, then, so far, of the time and the parameters.
         params: the parameters.

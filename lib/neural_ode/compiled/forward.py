@@ -24,7 +24,7 @@ from neural_ode.compiled.dynamics import (
     describe,
     with_parameters,
 )
-from neural_ode.compiled.loop import PATIENCE, control_of, march, tolerance_of
+from neural_ode.compiled.loop import PATIENCE, control_of, run_until, tolerance_of
 from neural_ode.compiled.steps import with_compiled_steps
 from neural_ode.control.controllers import IntegralController
 from neural_ode.methods import ExplicitRungeKutta
@@ -36,7 +36,7 @@ from neural_ode.problem.state import Dynamics
 from neural_ode.solution import SampleStatistics, Statistics
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import by_rows, per_sample
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import take_tensors
 
 __all__ = ["check", "compiled_integrate", "integrate_compiled", "per_sample_compiled"]
@@ -57,30 +57,32 @@ _inspected: Bounded[Any, bool] = Bounded(1024)
 
 
 def integrate_compiled(
-    f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics, event: Event | None = None
+    f: Dynamics, y0: Tensor, t: Tensor, settings: SolverSettings, stats: Statistics, event: Event | None = None
 ) -> Trajectory:
     """`integrate`, compiled as far as it goes: the whole solve, or else its steps."""
     if event is None:
         try:
-            return compiled_integrate(f, y0, t, scheme, stats)
+            return compiled_integrate(f, y0, t, settings, stats)
         except CannotCompile:
             pass
-    return integrate(f, y0, t, with_compiled_steps(scheme), stats, event=event)
+    return integrate(f, y0, t, with_compiled_steps(settings), stats, event=event)
 
 
-def per_sample_compiled(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics) -> Trajectory:
+def per_sample_compiled(
+    f: Dynamics, y0: Tensor, t: Tensor, settings: SolverSettings, stats: Statistics
+) -> Trajectory:
     """`per_sample`, compiled as far as it goes: the whole solve, or else its steps."""
     try:
-        return compiled_integrate(f, y0, t, scheme, stats, batched=True)
+        return compiled_integrate(f, y0, t, settings, stats, batched=True)
     except CannotCompile:
-        return per_sample(f, y0, t, with_compiled_steps(scheme), stats)
+        return per_sample(f, y0, t, with_compiled_steps(settings), stats)
 
 
 def compiled_integrate(
     f: Dynamics,
     y0: Tensor,
     t: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     stats: Statistics,
     params: tuple[Tensor, ...] | None = None,
     batched: bool = False,
@@ -94,15 +96,21 @@ def compiled_integrate(
     Raises:
         CannotCompile: use the loops in Python.
     """
-    check(y0, t, scheme)
+    check(y0, t, settings)
     reports = params is not None
     if not torch.is_grad_enabled():
         params = ()
-    return compiling(f, y0, params, lambda dynamics: _solved(dynamics, y0, t, scheme, stats, reports, batched))
+    return compiling(f, y0, params, lambda dynamics: _solved(dynamics, y0, t, settings, stats, reports, batched))
 
 
 def _solved(
-    dynamics: LiftedDynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics, reports: bool, batched: bool
+    dynamics: LiftedDynamics,
+    y0: Tensor,
+    t: Tensor,
+    settings: SolverSettings,
+    stats: Statistics,
+    reports: bool,
+    batched: bool,
 ) -> Trajectory:
     kind: type[_Solve] = _PerSample if batched else _Joint
     grad = torch.is_grad_enabled()
@@ -114,7 +122,7 @@ def _solved(
     if grad or seen not in _inspected:
         depends = depends_on_parameters(dynamics, times.detach()[..., 0].to(y0.device), y0, grad)
         _inspected[seen] = True
-    solve = kind(dynamics, scheme, times.detach().numpy(), y0, moving)
+    solve = kind(dynamics, settings, times.detach().numpy(), y0, moving)
     try:
         if grad and (depends or y0.requires_grad or moving):
             y: Tensor = _Recomputed.apply(solve, stats if reports else None, y0, times, *dynamics.params)
@@ -128,21 +136,21 @@ def _solved(
     return Trajectory(t, y, solve.next_step)
 
 
-def check(y0: Tensor, t: Tensor, scheme: Scheme) -> None:
+def check(y0: Tensor, t: Tensor, settings: SolverSettings) -> None:
     """What the compiled loop does not do.
 
     Raises:
         CannotCompile: it would have to.
     """
-    if not isinstance(scheme.method, ExplicitRungeKutta) or not scheme.controls_error:
-        raise CannotCompile(f"{scheme.method.name} is not an explicit method with error control")
-    if not scheme.method.has_dense_output:
-        raise CannotCompile(f"{scheme.method.name} has no dense output")
-    if type(scheme.controller) is not IntegralController:
-        raise CannotCompile(f"the controller is {type(scheme.controller).__name__}")
-    if scheme.step_t or scheme.jump_t:
+    if not isinstance(settings.method, ExplicitRungeKutta) or not settings.controls_error:
+        raise CannotCompile(f"{settings.method.name} is not an explicit method with error control")
+    if not settings.method.has_dense_output:
+        raise CannotCompile(f"{settings.method.name} has no dense output")
+    if type(settings.controller) is not IntegralController:
+        raise CannotCompile(f"the controller is {type(settings.controller).__name__}")
+    if settings.step_t or settings.jump_t:
         raise CannotCompile("step_t and jump_t cut the steps")
-    if scheme.callbacks != Callbacks():
+    if settings.callbacks != Callbacks():
         raise CannotCompile("there are callbacks")
     if y0.is_complex() or y0.numel() == 0 or t.shape[-1] < 2:
         raise CannotCompile("the state is complex or empty, or there is nothing to solve")
@@ -162,7 +170,7 @@ class _Recorded(NamedTuple):
 
     Attributes:
         number: how many steps there are.
-        log, states: see `march`; without the rows that are not used.
+        log, states: see `run_until`; without the rows that are not used.
         sources, stages: which rows each output comes from, shapes (m,) and (m, stages).
         targets: which rows of the solution they are, shape (m,).
         weights: of the slopes, shape (m, stages).
@@ -189,9 +197,9 @@ class _Solve(ABC):
         recorded: what `run` kept for the backward pass.
     """
 
-    def __init__(self, dynamics: LiftedDynamics, scheme: Scheme, times: Array, y0: Tensor, moving: bool):
-        assert isinstance(scheme.method, ExplicitRungeKutta)
-        self.dynamics, self.scheme, self.method, self.times = dynamics, scheme, scheme.method, times
+    def __init__(self, dynamics: LiftedDynamics, settings: SolverSettings, times: Array, y0: Tensor, moving: bool):
+        assert isinstance(settings.method, ExplicitRungeKutta)
+        self.dynamics, self.settings, self.method, self.times = dynamics, settings, settings.method, times
         self.moving = moving
         self.now, self.end = times[..., 0], times[..., -1]
         self.direction = -1.0 if (self.end < self.now).any() else 1.0
@@ -210,7 +218,7 @@ class _Solve(ABC):
 
     @staticmethod
     @abstractmethod
-    def again(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme) -> Tensor:
+    def again(f: Dynamics, y0: Tensor, t: Tensor, settings: SolverSettings) -> Tensor:
         """The same solve by the loop in Python, for what the graph of the backward pass does not do."""
 
     @property
@@ -248,7 +256,7 @@ class _Solve(ABC):
 
     @abstractmethod
     def count(self, lengths: Array, accepted: Array, tried: Array, tries: int) -> None:
-        """Add to the statistics the lengths of the recorded steps and what `march` counted."""
+        """Add to the statistics the lengths of the recorded steps and what `run_until` counted."""
 
     def run(self, y0: Tensor, keep: bool = False) -> Tensor:
         """The states at the output times, shape (n, *state)."""
@@ -257,21 +265,31 @@ class _Solve(ABC):
 
     def _run(self, y: Tensor, keep: bool) -> Tensor:
         h: Array = np.full_like(self.now, math.nan)  # the loop chooses it
-        if self.scheme.first_step is not None:
-            h = self.direction * np.minimum(np.abs(self.end - self.now), self.scheme.first_step)
-        self.begin(1 + (self.scheme.first_step is None))
+        if self.settings.first_step is not None:
+            h = self.direction * np.minimum(np.abs(self.end - self.now), self.settings.first_step)
+        self.begin(1 + (self.settings.first_step is None))
         carry: Tensor | None = None
         found = y.new_empty((self.times.shape[-1], *y.shape))
         found[0] = y
         capacity, shape = self.capacity, self.now.shape
         norm = self.norm
-        control, (rtol, atol) = control_of(self.scheme, self.direction, y), tolerance_of(self.scheme, y)
+        control, (rtol, atol) = control_of(self.settings, self.direction, y), tolerance_of(self.settings, y)
         key = (self.dynamics.key, self.method, describe(norm, {}), capacity, len(shape))
         while (self.now != self.end).any():
             span = torch.from_numpy(np.stack([self.now, h, self.end])).to(y.device)
             functions = (self.dynamics, self.method, norm, capacity)
             status, y, carry, log, states, slopes = call(
-                march, (*key, carry is None), y, *functions, y, carry, span, control, rtol, atol, fuse_products=True
+                run_until,
+                (*key, carry is None),
+                y,
+                *functions,
+                y,
+                carry,
+                span,
+                control,
+                rtol,
+                atol,
+                fuse_products=True,
             )
             numbers = status.cpu().numpy()
             self.now, h, accepted, tried = numbers[:-2].reshape(4, *shape)
@@ -383,7 +401,7 @@ class _Solve(ABC):
 
     def _check_gaps(self, marks: Array) -> None:
         """The tries between output times must not be too many."""
-        if len(marks) and np.diff(marks).max(initial=0) > self.scheme.max_steps:
+        if len(marks) and np.diff(marks).max(initial=0) > self.settings.max_steps:
             raise CannotCompile("the solve takes too many steps", failed=True)
 
 
@@ -400,12 +418,12 @@ class _Joint(_Solve):
         return t
 
     @staticmethod
-    def again(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme) -> Tensor:
-        return integrate(f, y0, t, scheme, Statistics()).y
+    def again(f: Dynamics, y0: Tensor, t: Tensor, settings: SolverSettings) -> Tensor:
+        return integrate(f, y0, t, settings, Statistics()).y
 
     @property
     def norm(self) -> Norm:
-        return self.scheme.tolerance.norm
+        return self.settings.tolerance.norm
 
     def spread(self, chunk: _Recorded, part: Tensor, grad_slopes: Tensor) -> None:
         if part.numel() < _LARGE:
@@ -454,12 +472,12 @@ class _PerSample(_Solve):
         return t.expand(len(y0), t.shape[-1])
 
     @staticmethod
-    def again(f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme) -> Tensor:
-        return per_sample(f, y0, t, scheme, Statistics()).y
+    def again(f: Dynamics, y0: Tensor, t: Tensor, settings: SolverSettings) -> Tensor:
+        return per_sample(f, y0, t, settings, Statistics()).y
 
     @property
     def norm(self) -> Norm:
-        return by_rows(self.scheme.tolerance).norm
+        return by_rows(self.settings.tolerance).norm
 
     def begin(self, evaluations: int) -> None:
         self.stats.nfe += evaluations
@@ -545,7 +563,7 @@ def _pull_in_python(
         y0, *rest = inputs
         if solve.moving:
             t = rest.pop(0)
-        y = solve.again(with_parameters(solve.dynamics, tuple(rest)), y0, t, solve.scheme)
+        y = solve.again(with_parameters(solve.dynamics, tuple(rest)), y0, t, solve.settings)
         totals = gradients([y], inputs, [grad], create_graph=create_graph)
         by_y0, *found = own_parts(inputs, totals) if create_graph else totals
     return by_y0, found.pop(0) if solve.moving else None, *found

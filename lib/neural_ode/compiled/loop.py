@@ -17,20 +17,20 @@ from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.problem.norms import Norm
 from neural_ode.problem.state import Dynamics, column
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 
-__all__ = ["PATIENCE", "control_of", "march", "march_through", "tolerance_of"]
+__all__ = ["PATIENCE", "control_of", "run_through", "run_until", "tolerance_of"]
 
 PATIENCE = 256
 """Tries after which a graph comes back, so that the loop in Python can be interrupted."""
 
 
-def control_of(scheme: Scheme, direction: float, like: Tensor) -> Tensor:
-    """What the graphs know of a scheme: direction, safety, ifactor, dfactor, shortest and longest step, stretch of
-    the last step, most steps; float64, shape (8,)."""
-    control = scheme.controller
-    stretch = 1.01 if scheme.max_step == math.inf else 1.0
-    limits = (scheme.min_step, scheme.longest_step(like), stretch, scheme.max_steps)
+def control_of(settings: SolverSettings, direction: float, like: Tensor) -> Tensor:
+    """What the graphs know of the settings: direction, safety, ifactor, dfactor, shortest and longest step, stretch
+    of the last step, most steps; float64, shape (8,)."""
+    control = settings.controller
+    stretch = 1.01 if settings.max_step == math.inf else 1.0
+    limits = (settings.min_step, settings.longest_step(like), stretch, settings.max_steps)
     return torch.tensor(
         [direction, control.safety, control.ifactor, control.dfactor, *limits],
         dtype=torch.float64,
@@ -38,9 +38,9 @@ def control_of(scheme: Scheme, direction: float, like: Tensor) -> Tensor:
     )
 
 
-def tolerance_of(scheme: Scheme, like: Tensor) -> tuple[Tensor, Tensor]:
+def tolerance_of(settings: SolverSettings, like: Tensor) -> tuple[Tensor, Tensor]:
     """`rtol` and `atol` as tensors."""
-    tolerance = scheme.tolerance
+    tolerance = settings.tolerance
     rtol, atol = (
         x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device=like.device)
         for x in (tolerance.rtol, tolerance.atol)
@@ -120,7 +120,7 @@ def _begin(
     return h, slope
 
 
-def march(
+def run_until(
     f: Dynamics,
     method: ExplicitRungeKutta,
     norm: Norm,
@@ -209,7 +209,7 @@ def march(
     return status, y, carry[0] if fsal else slope.clone(), log, states, slopes
 
 
-def march_through(
+def run_through(
     f: Dynamics,
     method: ExplicitRungeKutta,
     norm: Norm,
@@ -225,7 +225,7 @@ def march_through(
     """Solve from the last of `times` to the first, with a jump of the state at each of them.
 
     Args:
-        f, method, norm, control, rtol, atol: as for `march`.
+        f, method, norm, control, rtol, atol: as for `run_until`.
         restart: the state after the jump at an observation, from the state before it and what is observed there.
         observed: tensors with an entry for each time.
         y: where the solve is.

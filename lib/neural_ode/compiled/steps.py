@@ -22,7 +22,7 @@ from neural_ode.methods import ExplicitRungeKutta, Step
 from neural_ode.methods.tableaus.explicit import ButcherTableau
 from neural_ode.problem.dynamics import GuardedDynamics
 from neural_ode.problem.state import Dynamics, real_dtype
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 
 __all__ = ["CompiledRungeKutta", "with_compiled_steps", "with_plain_steps"]
 
@@ -33,19 +33,19 @@ _given_up: Bounded[tuple[Any, ...], bool] = Bounded(1024)
 """Kinds that could not be compiled, and about which the user has been told."""
 
 
-def with_compiled_steps(scheme: Scheme) -> Scheme:
-    """The scheme with the compiled form of its method, where there is one."""
-    if not isinstance(scheme.method, ExplicitRungeKutta):
-        return scheme
-    return replace(scheme, method=CompiledRungeKutta(scheme.method.tableau))
+def with_compiled_steps(settings: SolverSettings) -> SolverSettings:
+    """The settings with the compiled form of its method, where there is one."""
+    if not isinstance(settings.method, ExplicitRungeKutta):
+        return settings
+    return replace(settings, method=CompiledRungeKutta(settings.method.tableau))
 
 
-def with_plain_steps(scheme: Scheme) -> Scheme:
-    """The scheme without compiled steps, whose derivatives cannot be differentiated again."""
-    method = scheme.method
+def with_plain_steps(settings: SolverSettings) -> SolverSettings:
+    """The settings without compiled steps, whose derivatives cannot be differentiated again."""
+    method = settings.method
     if not isinstance(method, CompiledRungeKutta):
-        return scheme
-    return replace(scheme, method=ExplicitRungeKutta(method.tableau))
+        return settings
+    return replace(settings, method=ExplicitRungeKutta(method.tableau))
 
 
 class CompiledRungeKutta(ExplicitRungeKutta):

@@ -10,9 +10,9 @@ from neural_ode.gradients.direct import Direct
 from neural_ode.gradients.interpolating import Interpolating
 from neural_ode.gradients.recursive_checkpoint import RecursiveCheckpoint
 from neural_ode.gradients.reversible import Reversible
-from neural_ode.problem.initial_value import Problem
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Statistics
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 
 __all__ = [
     "GRADIENTS",
@@ -20,8 +20,8 @@ __all__ = [
     "Backsolve",
     "Direct",
     "Gradient",
+    "InitialValueProblem",
     "Interpolating",
-    "Problem",
     "RecursiveCheckpoint",
     "Reversible",
     "get_gradient",
@@ -31,7 +31,7 @@ __all__ = [
 class Gradient(Protocol):
     """A way to differentiate a solve."""
 
-    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         """Solve, and return the trajectory with its states attached to the graph of autograd."""
         ...
 

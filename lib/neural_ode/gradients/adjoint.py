@@ -22,13 +22,13 @@ from neural_ode.gradients.differentiable import Autocast, ReverseMode, refuse_tr
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.dependence import own_parts
-from neural_ode.problem.initial_value import Problem
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.problem.norms import max_rms_norm
 from neural_ode.problem.state import Dynamics, State
 from neural_ode.solution import Segment, Statistics
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import Record, Sweep, per_sample
-from neural_ode.stepping.settings import Scheme, Trajectory, stepping
+from neural_ode.stepping.settings import SolverSettings, Trajectory, stepping
 
 __all__ = ["Adjoint", "AdjointNorm", "BackwardSolve", "Memory", "PartNorm"]
 
@@ -69,7 +69,7 @@ class Adjoint:
             and the tuple of the parameters' gradients (empty with a quadrature). The default measures the first
             two as the forward solve does and every gradient by its root mean square, and takes the largest.
             `"seminorm"` leaves out the gradients (Kidger et al. 2021): they do not feed back into the solve.
-        options: further fields of the backward solve's `Scheme`, such as `{"max_step": 0.1}`.
+        options: further fields of the backward solve's `SolverSettings`, such as `{"max_step": 0.1}`.
         quadrature: take the parameters' gradients out of the system altogether, and sum them over the stages of
             each accepted step. For explicit Runge-Kutta methods. Needs no memory of their size in each stage and,
             as with the seminorm, no error control. Second derivatives are found with them in the system.
@@ -101,24 +101,24 @@ class Adjoint:
         if self.method is not None:
             object.__setattr__(self, "method", get_method(self.method))
 
-    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         refuse_transforms(self.name)
-        method = scheme.method if self.method is None else get_method(self.method)
+        method = settings.method if self.method is None else get_method(self.method)
         if self.quadrature and not isinstance(method, ExplicitRungeKutta):
             raise InvalidArgumentError(
                 f"quadrature=True is for explicit Runge-Kutta methods, such as dopri5; the backward solve has "
                 f"{method.name}: leave it out or pass method='dopri5'"
             )
-        memory = self.memory(scheme)
+        memory = self.memory(settings)
         found: list[Trajectory] = []
-        rows = _Adjoint.apply(problem, scheme, self, memory, stats, found, problem.y0, problem.t, *problem.params)
+        rows = _Adjoint.apply(problem, settings, self, memory, stats, found, problem.y0, problem.t, *problem.params)
         trajectory, t = found[0], problem.t
         n = len(trajectory.y)
         if trajectory.event is not None:  # whose time is a number
             t = torch.cat([t[: n - 1], trajectory.t[n - 1 :]])
         return trajectory._replace(t=t, y=rows if len(rows) == n else rows[:n])
 
-    def memory(self, scheme: Scheme) -> Memory:
+    def memory(self, settings: SolverSettings) -> Memory:
         """What to keep of a forward solve."""
         return Memory()
 
@@ -131,9 +131,9 @@ class Adjoint:
         norm = self.norm if self.norm == "seminorm" else None
         return replace(self, method=None, rtol=None, atol=None, step_size=None, norm=norm, options={})
 
-    def scheme(
-        self, forward: Scheme, augmented: AugmentedSystem, norm: Callable[[tuple[Tensor, ...]], Tensor]
-    ) -> Scheme:
+    def settings(
+        self, forward: SolverSettings, augmented: AugmentedSystem, norm: Callable[[tuple[Tensor, ...]], Tensor]
+    ) -> SolverSettings:
         """How the backward solve is made."""
         method = forward.method if self.method is None else get_method(self.method)
         tolerance = Tolerance(
@@ -142,7 +142,7 @@ class Adjoint:
             lambda x: norm((x.new_zeros(()).abs(), *augmented.unpack(x))),
         )
         own_method = self.method is not None
-        scheme = replace(
+        settings = replace(
             forward,
             method=method,
             tolerance=tolerance,
@@ -152,22 +152,22 @@ class Adjoint:
             callbacks=Callbacks(),
         )
         if self.options:
-            own = {name: getattr(scheme, name) for name in inspect.signature(stepping).parameters}
-            calls = self.options.get("callbacks", scheme.callbacks)
+            own = {name: getattr(settings, name) for name in inspect.signature(stepping).parameters}
+            calls = self.options.get("callbacks", settings.callbacks)
             changed = {name: value for name, value in self.options.items() if name != "callbacks"}
-            scheme = replace(scheme, **stepping(**own | changed), callbacks=calls)
-        calls = scheme.callbacks
+            settings = replace(settings, **stepping(**own | changed), callbacks=calls)
+        calls = settings.callbacks
         return replace(
-            scheme,
+            settings,
             callbacks=Callbacks(*(augmented.callback(call) for call in (calls.step, calls.accept, calls.reject))),
         )
 
-    def part_norm(self, problem: Problem, scheme: Scheme, states: int) -> PartNorm:
+    def part_norm(self, problem: InitialValueProblem, settings: SolverSettings, states: int) -> PartNorm:
         """The norm as a function of `(0, z, a, *∂L/∂θ)`, with `states` parts, z and a, packed."""
         own = self.norm
         if callable(own):
             return lambda parts: own(*map(problem.restore, parts[1 : states + 1]), parts[states + 1 :])
-        state_norm = scheme.tolerance.norm
+        state_norm = settings.tolerance.norm
 
         def default(parts: tuple[Tensor, ...]) -> Tensor:
             time, gradients = parts[0], parts[states + 1 :]
@@ -187,7 +187,7 @@ class BackwardSolve:
     Attributes:
         choice: how.
         problem: the forward problem.
-        forward: the scheme of the forward solve.
+        forward: the settings of the forward solve.
         params: what gets gradients besides `y0` and `t`.
         t: times of the rows, in the direction of the forward solve, float64, shape (m,); or, where every sample
             has times of its own, (batch, m).
@@ -200,8 +200,8 @@ class BackwardSolve:
     """
 
     choice: Adjoint
-    problem: Problem
-    forward: Scheme
+    problem: InitialValueProblem
+    forward: SolverSettings
     params: tuple[Tensor, ...]
     t: Tensor
     y: Tensor
@@ -211,8 +211,8 @@ class BackwardSolve:
     norm: PartNorm
     stats: Statistics
 
-    def scheme(self, system: AugmentedSystem) -> Scheme:
-        return self.choice.scheme(self.forward, system, self.norm)
+    def settings(self, system: AugmentedSystem) -> SolverSettings:
+        return self.choice.settings(self.forward, system, self.norm)
 
     def quadrature(self) -> Quadrature | None:
         if not (self.choice.quadrature or self.problem.batched):
@@ -221,7 +221,7 @@ class BackwardSolve:
         assert isinstance(method, ExplicitRungeKutta)
         return Quadrature(self.params, method.tableau)
 
-    def by_intervals(self, system: AugmentedSystem, scheme: Scheme) -> tuple[Tensor, list[Tensor]]:
+    def by_intervals(self, system: AugmentedSystem, settings: SolverSettings) -> tuple[Tensor, list[Tensor]]:
         """`∂L/∂z(t_0)` and `∂L/∂θ`, by one solve from each row to the one before."""
         t, y, grad_y, quadrature = self.t, self.y, self.grad_y, system.quadrature
         a = grad_y[-1]
@@ -229,17 +229,17 @@ class BackwardSolve:
         for i in range(len(y) - 1, 0, -1):
             start = system.pack(y[i], a, gradients)
             if torch.is_grad_enabled():
-                problem = Problem(system, start, t[[i, i - 1]], self.params, lambda x: x)
-                path = self.choice.further()(problem, scheme, self.stats)
+                problem = InitialValueProblem(system, start, t[[i, i - 1]], self.params, lambda x: x)
+                path = self.choice.further()(problem, settings, self.stats)
             elif self.problem.batched:
-                path = per_sample(system, start, t[..., [i, i - 1]], scheme, self.stats, self._row_steps(system))
+                path = per_sample(system, start, t[..., [i, i - 1]], settings, self.stats, self._row_steps(system))
             else:
                 record = None if quadrature is None else lambda step: quadrature.add(step.h, step.dense)
-                path = integrate(system, start, t[[i, i - 1]], scheme, self.stats, record)
+                path = integrate(system, start, t[[i, i - 1]], settings, self.stats, record)
             a = system.adjoint(path.y[1]) + grad_y[i - 1]
             gradients = system.gradients(path.y[1])
             if path.next_step:
-                scheme = replace(scheme, first_step=abs(path.next_step))
+                settings = replace(settings, first_step=abs(path.next_step))
         return a, gradients if quadrature is None else quadrature.gradients
 
     def _row_steps(self, system: AugmentedSystem) -> Record:
@@ -274,8 +274,8 @@ class _Adjoint(ReverseMode):
     @staticmethod
     def forward(
         ctx: Any,
-        problem: Problem,
-        scheme: Scheme,
+        problem: InitialValueProblem,
+        settings: SolverSettings,
         choice: Adjoint,
         memory: Memory,
         stats: Statistics,
@@ -286,18 +286,18 @@ class _Adjoint(ReverseMode):
     ) -> Tensor:
         if problem.batched:
             run = per_sample_compiled if problem.compile else per_sample
-            trajectory = run(problem.f, y0, t, scheme, stats)
+            trajectory = run(problem.f, y0, t, settings, stats)
         elif problem.compile and memory.record is None:
-            trajectory = integrate_compiled(problem.f, y0, t, scheme, stats, event=problem.event)
+            trajectory = integrate_compiled(problem.f, y0, t, settings, stats, event=problem.event)
         else:
-            steps = with_compiled_steps(scheme) if problem.compile else scheme
+            steps = with_compiled_steps(settings) if problem.compile else settings
             trajectory = integrate(problem.f, y0, t, steps, stats, memory.record, problem.event)
         found.append(trajectory)
         ended = trajectory.event is not None
         ctx.end = trajectory.t[-1:] if ended else None
-        ctx.problem, ctx.scheme, ctx.choice, ctx.memory, ctx.stats = problem, scheme, choice, memory, stats
+        ctx.problem, ctx.settings, ctx.choice, ctx.memory, ctx.stats = problem, settings, choice, memory, stats
         # The name that users of torchdiffeq know for what the backward solve will use.
-        ctx.adjoint_options = {"norm": choice.part_norm(problem, scheme, choice.states)}
+        ctx.adjoint_options = {"norm": choice.part_norm(problem, settings, choice.states)}
         ctx.autocast = Autocast(y0.device)
         ctx.further_times, states = memory.rows(trajectory.t.tolist())
         y = torch.cat([trajectory.y, torch.stack(states)]) if states else trajectory.y
@@ -331,7 +331,7 @@ class _Adjoint(ReverseMode):
         solve = BackwardSolve(
             choice=ctx.choice,
             problem=ctx.problem,
-            forward=ctx.scheme,
+            forward=ctx.settings,
             params=params,
             t=times[..., begins],
             y=y[begins.to(y.device)],
@@ -351,10 +351,10 @@ class _Adjoint(ReverseMode):
         try:
             with ctx.autocast():
                 if further:
-                    norm = ctx.choice.part_norm(ctx.problem, ctx.scheme, AugmentedSystem.states)
+                    norm = ctx.choice.part_norm(ctx.problem, ctx.settings, AugmentedSystem.states)
                     solve = replace(solve, norm=norm)
                     system = AugmentedSystem(ctx.problem.f, y[0], params)
-                    a, gradients = solve.by_intervals(system, solve.scheme(system))
+                    a, gradients = solve.by_intervals(system, solve.settings(system))
                 else:
                     a, gradients = ctx.choice.solve_back(solve)
                 grad_t = None

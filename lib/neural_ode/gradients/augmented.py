@@ -42,17 +42,17 @@ class AugmentedSystem:
         # A complex gradient beside a real state is kept as pairs of real numbers.
         self.as_pairs = [p.is_complex() and not y.is_complex() for p in self.params]
         shapes = [torch.Size((*p.shape, 2)) if pairs else p.shape for p, pairs in self._pairs()]
-        self.structure = TupleState((*(y.shape[int(batched) :],) * self.states, *shapes), int(batched))
+        self.layout = TupleState((*(y.shape[int(batched) :],) * self.states, *shapes), int(batched))
 
     def _pairs(self) -> list[tuple[Tensor, bool]]:
         return list(zip(self.params, self.as_pairs, strict=True))
 
     def pack(self, z: Tensor, a: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         stored = [torch.view_as_real(g) if pairs else g for g, pairs in zip(gradients, self.as_pairs, strict=True)]
-        return self.structure.pack([x.to(self.dtype) for x in (*(z, a)[-self.states :], *stored)])
+        return self.layout.pack([x.to(self.dtype) for x in (*(z, a)[-self.states :], *stored)])
 
     def unpack(self, state: Tensor) -> tuple[Tensor, ...]:
-        return self.structure.unpack(state)
+        return self.layout.unpack(state)
 
     def adjoint(self, state: Tensor) -> Tensor:
         """The part `a`."""
@@ -88,8 +88,8 @@ class AugmentedSystem:
         """A tolerance for each entry of the state holds for the adjoint too, and its least for the parameters."""
         if not isinstance(value, Tensor):
             return value
-        z_shape, *_ = self.structure.shapes
-        size = sum(shape.numel() for shape in self.structure.shapes)
+        z_shape, *_ = self.layout.shapes
+        size = sum(shape.numel() for shape in self.layout.shapes)
         if value.shape == (size,) and size != z_shape.numel():
             return value
         entries = value.expand(self.leading + z_shape).reshape(*self.leading, z_shape.numel())

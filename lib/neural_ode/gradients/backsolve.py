@@ -18,7 +18,7 @@ from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.gradients.checkpoints import Checkpoints, Snapshot
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
 from neural_ode.solution import Segment
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 
 __all__ = ["AugmentedSystem", "Backsolve"]
 
@@ -65,28 +65,28 @@ class Backsolve(Adjoint):
                     f"{name}={getattr(self, name)} of backsolve is for joint steps: leave it out with batched=True"
                 )
 
-    def memory(self, scheme: Scheme) -> Memory:
+    def memory(self, settings: SolverSettings) -> Memory:
         if not self.checkpoints:
             return Memory()
-        if isinstance(scheme.method, BlackBox):
+        if isinstance(settings.method, BlackBox):
             raise InvalidArgumentError(
-                f"checkpoints={self.checkpoints} cannot be kept: {scheme.method.name} does not show its steps; add "
-                "output times instead, or use another method"
+                f"checkpoints={self.checkpoints} cannot be kept: {settings.method.name} does not show its steps; "
+                "add output times instead, or use another method"
             )
         return _Restarts(self.checkpoints)
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
         batched = solve.problem.batched
         system = AugmentedSystem(solve.problem.f, solve.y[0], solve.params, solve.quadrature(), batched)
-        scheme = solve.scheme(system)
+        settings = solve.settings(system)
         if not solve.problem.compile or self.quadrature or batched:
-            return solve.by_intervals(system, scheme)
+            return solve.by_intervals(system, settings)
         try:
             return compiled_adjoint(
-                solve.problem.f, solve.params, solve.y, solve.t, solve.grad_y, scheme, solve.norm, solve.stats
+                solve.problem.f, solve.params, solve.y, solve.t, solve.grad_y, settings, solve.norm, solve.stats
             )
         except CannotCompile:
-            return solve.by_intervals(system, with_compiled_steps(scheme))
+            return solve.by_intervals(system, with_compiled_steps(settings))
 
 
 class _Restarts(Memory):

@@ -10,10 +10,10 @@ from typing import ClassVar
 from neural_ode.compiled import integrate_compiled
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import BlackBox
-from neural_ode.problem.initial_value import Problem
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Statistics
 from neural_ode.stepping.integrate import integrate
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 
 __all__ = ["Direct"]
 
@@ -24,13 +24,13 @@ class Direct:
 
     name: ClassVar[str] = "direct"
 
-    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
-        method = scheme.method
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
+        method = settings.method
         if isinstance(method, BlackBox):
             raise InvalidArgumentError(
                 f"gradient='direct' goes back through the steps of the solver, and {method.name} does not show "
                 "them: use gradient='backsolve', or leave it out"
             )
         if problem.compile:
-            return integrate_compiled(problem.f, problem.y0, problem.t, scheme, stats, problem.event)
-        return integrate(problem.f, problem.y0, problem.t, scheme, stats, event=problem.event)
+            return integrate_compiled(problem.f, problem.y0, problem.t, settings, stats, problem.event)
+        return integrate(problem.f, problem.y0, problem.t, settings, stats, event=problem.event)

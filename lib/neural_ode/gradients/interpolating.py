@@ -17,7 +17,7 @@ from neural_ode.gradients.adjoint import Adjoint, BackwardSolve, Memory
 from neural_ode.gradients.augmented import AdjointSystem
 from neural_ode.methods import Method
 from neural_ode.solution import DenseOutput, Segment
-from neural_ode.stepping.settings import Scheme
+from neural_ode.stepping.settings import SolverSettings
 from neural_ode.stepping.step_records import take_tensors
 
 __all__ = ["Interpolating"]
@@ -37,8 +37,8 @@ class Interpolating(Adjoint):
     name: ClassVar[str] = "interpolating"
     states: ClassVar[int] = AdjointSystem.states
 
-    def memory(self, scheme: Scheme) -> Memory:
-        method = scheme.method
+    def memory(self, settings: SolverSettings) -> Memory:
+        method = settings.method
         if not isinstance(method, Method) or not method.has_dense_output:
             raise InvalidArgumentError(
                 f"gradient='interpolating' needs the dense output of the solve, and {method.name} has none: use "
@@ -52,7 +52,7 @@ class Interpolating(Adjoint):
             return solve.grad_y[0], [torch.zeros_like(p) for p in solve.params]
         trajectory = solve.memory.dense(solve.kept)
         system = AdjointSystem(solve.problem.f, solve.y[0], solve.params, solve.quadrature(), trajectory.packed)
-        return solve.by_intervals(system, solve.scheme(system))
+        return solve.by_intervals(system, solve.settings(system))
 
 
 class _Dense(Memory):

@@ -13,9 +13,9 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.checkpoints import Budget, Checkpoints
 from neural_ode.gradients.differentiable import refuse_transforms
 from neural_ode.gradients.step_replay import solve_stepwise
-from neural_ode.problem.initial_value import Problem
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Statistics
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 
 __all__ = ["RecursiveCheckpoint"]
 
@@ -43,13 +43,13 @@ class RecursiveCheckpoint:
                 f"checkpoints must be a whole number of at least 1, 'log', or None for all states, got {k!r}"
             )
 
-    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         if problem.compile:
             if self.checkpoints is None and problem.event is None:
                 refuse_transforms(self.name)
                 with suppress(CannotCompile):
                     return compiled_integrate(
-                        *(problem.f, problem.y0, problem.t, scheme, stats), problem.params, problem.batched
+                        *(problem.f, problem.y0, problem.t, settings, stats), problem.params, problem.batched
                     )
-            scheme = with_compiled_steps(scheme)
-        return solve_stepwise(self.name, problem, scheme, stats, Checkpoints(self.checkpoints))
+            settings = with_compiled_steps(settings)
+        return solve_stepwise(self.name, problem, settings, stats, Checkpoints(self.checkpoints))

@@ -19,9 +19,9 @@ from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, finite_num
 from neural_ode.gradients.checkpoints import Kept, Snapshot
 from neural_ode.gradients.step_replay import solve_stepwise
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta
-from neural_ode.problem.initial_value import Problem
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Statistics
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Replay
 
 __all__ = ["Reversible"]
@@ -56,7 +56,7 @@ class Reversible:
             raise InvalidArgumentError(f"coupling must lie in (0, 1], got {self.coupling!r}")
         object.__setattr__(self, "coupling", coupling)
 
-    def __call__(self, problem: Problem, scheme: Scheme, stats: Statistics) -> Trajectory:
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         if problem.event is not None:
             raise InvalidArgumentError(
                 "event cannot be used with gradient='reversible', which has no states inside of its steps: use "
@@ -65,20 +65,20 @@ class Reversible:
         if problem.compile:
             text = "compile=True has no effect with gradient='reversible', which runs as it is"
             warnings.warn(text, NeuralODEWarning, stacklevel=3)
-        scheme, method = self.scheme(scheme, problem.t)
+        settings, method = self.settings(settings, problem.t)
         trail = _Reversal(method)
-        trajectory = solve_stepwise(self.name, problem, scheme, stats, trail)
-        self._check(trail, scheme)
+        trajectory = solve_stepwise(self.name, problem, settings, stats, trail)
+        self._check(trail, settings)
         return trajectory
 
-    def _check(self, trail: "_Reversal", scheme: Scheme) -> None:
+    def _check(self, trail: "_Reversal", settings: SolverSettings) -> None:
         """Both states of the method approximate the solution: one tells how far off the other may be."""
         if trail.last is None or trail.last.carry is None:
             return
         y, z = trail.last.y, trail.last.carry.z
         trail.last = None
-        if scheme.controls_error:
-            gap = scheme.tolerance.ratio(y - z, y, y) / _LOOSE
+        if settings.controls_error:
+            gap = settings.tolerance.ratio(y - z, y, y) / _LOOSE
         else:
             gap = float((y - z).abs().sum() / y.abs().sum().clamp_min(1e-30)) / _LOOSE_ON_A_GRID
         if not gap <= 1:
@@ -89,23 +89,23 @@ class Reversible:
             )
             warnings.warn(text, NeuralODEWarning, stacklevel=4)
 
-    def scheme(self, scheme: Scheme, t: Tensor) -> tuple[Scheme, ReversibleRungeKutta]:
-        """The scheme with the reversible form of its method and steps that end at the times `t`, and the method."""
-        if not isinstance(scheme.method, ExplicitRungeKutta):
+    def settings(self, settings: SolverSettings, t: Tensor) -> tuple[SolverSettings, ReversibleRungeKutta]:
+        """With the reversible form of the method, and steps that end at the times `t`; and that method."""
+        if not isinstance(settings.method, ExplicitRungeKutta):
             raise InvalidArgumentError(
                 "gradient='reversible' is for explicit Runge-Kutta methods, such as dopri5; for "
-                f"{scheme.method.name} use gradient='recursive_checkpoint'"
+                f"{settings.method.name} use gradient='recursive_checkpoint'"
             )
-        method = ReversibleRungeKutta(scheme.method, self.coupling)
-        if scheme.controls_error:
-            between = tuple(time for time in t[1:-1].tolist() if time not in scheme.jump_t)
-            return replace(scheme, method=method, step_t=scheme.step_t + between), method
-        if scheme.grid is not None:
-            return replace(scheme, method=method, grid=_checked(scheme.grid)), method
-        if scheme.step_size is not None:
-            size = scheme.step_size
-            return replace(scheme, method=method, grid=lambda t: _through(t, size), step_size=None), method
-        return replace(scheme, method=method), method
+        method = ReversibleRungeKutta(settings.method, self.coupling)
+        if settings.controls_error:
+            between = tuple(time for time in t[1:-1].tolist() if time not in settings.jump_t)
+            return replace(settings, method=method, step_t=settings.step_t + between), method
+        if settings.grid is not None:
+            return replace(settings, method=method, grid=_checked(settings.grid)), method
+        if settings.step_size is not None:
+            size = settings.step_size
+            return replace(settings, method=method, grid=lambda t: _through(t, size), step_size=None), method
+        return replace(settings, method=method), method
 
 
 class _Reversal:

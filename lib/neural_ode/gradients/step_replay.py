@@ -30,13 +30,13 @@ from neural_ode.gradients.differentiable import (
 )
 from neural_ode.methods import BlackBox
 from neural_ode.problem.dependence import GraphKeeping, gradients, own_parts
-from neural_ode.problem.initial_value import Problem
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Segment, Statistics
 from neural_ode.stepping.adaptive import Adaptive
 from neural_ode.stepping.fixed_grid import FixedGrid
 from neural_ode.stepping.integrate import integrate
 from neural_ode.stepping.per_sample import PerSample, Sweep, per_sample
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Replay, take_tensors, tensors_of
 
 __all__ = ["Trail", "solve_stepwise"]
@@ -60,23 +60,25 @@ class Trail(Protocol):
         """
 
 
-def solve_stepwise(name: str, problem: Problem, scheme: Scheme, stats: Statistics, trail: Trail) -> Trajectory:
+def solve_stepwise(
+    name: str, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, trail: Trail
+) -> Trajectory:
     """Solve, with the gradient of the discrete solve from a backward pass that makes its steps again.
 
     Args:
         name: of the choice, for messages.
         problem: what to solve.
-        scheme: how.
+        settings: how.
         stats: counters to add to.
         trail: where the steps started; one for each solve.
     """
-    if isinstance(scheme.method, BlackBox):
+    if isinstance(settings.method, BlackBox):
         raise InvalidArgumentError(
-            f"gradient={name!r} goes back through the steps of the solver, and {scheme.method.name} does not show "
-            "them: use gradient='backsolve'"
+            f"gradient={name!r} goes back through the steps of the solver, and {settings.method.name} does not "
+            "show them: use gradient='backsolve'"
         )
     refuse_transforms(name)
-    solve = _Solve(problem, scheme, stats, trail)
+    solve = _Solve(problem, settings, stats, trail)
     y = _Stepwise.apply(solve, problem.y0, problem.t, *problem.params)
     assert solve.trajectory is not None
     return solve.trajectory._replace(y=y)
@@ -90,8 +92,8 @@ class _Solve:
         trajectory: without its states.
     """
 
-    def __init__(self, problem: Problem, scheme: Scheme, stats: Statistics, trail: Trail):
-        self.problem, self.scheme, self.stats, self.trail = problem, scheme, stats, trail
+    def __init__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, trail: Trail):
+        self.problem, self.settings, self.stats, self.trail = problem, settings, stats, trail
         self.made: list[Any] = []
         self.trajectory: Trajectory | None = None
         self.autocast = Autocast(problem.y0.device)
@@ -100,9 +102,9 @@ class _Solve:
         problem = self.problem
         f, y0, t, stats = problem.f, problem.y0, problem.t, self.stats
         if problem.batched:
-            trajectory = per_sample(f, y0, t, self.scheme, stats, self._record_sweep)
+            trajectory = per_sample(f, y0, t, self.settings, stats, self._record_sweep)
         else:
-            trajectory = integrate(f, y0, t, self.scheme, stats, self._record, problem.event)
+            trajectory = integrate(f, y0, t, self.settings, stats, self._record, problem.event)
         if trajectory.event is not None:  # the user's times keep their graph; that of an event is a number
             passed = len(trajectory.t) - 1
             t = torch.cat([t[:passed], trajectory.t[passed:]])
@@ -162,7 +164,7 @@ class _Solve:
         self, stats: Statistics, y0: Tensor, t: Tensor, grad_y: Tensor, params: Sequence[Tensor]
     ) -> list[Tensor]:
         """The same from the graph of all steps, which can be differentiated."""
-        self.scheme = with_plain_steps(self.scheme)
+        self.settings = with_plain_steps(self.settings)
         replay = self._replay(t if self.problem.t.requires_grad else t.detach(), stats)
         y, carry = y0, None
         results, along = [], []
@@ -175,8 +177,8 @@ class _Solve:
         return [grad_y[0] + by_y0, by_t, *own_parts(params, totals)]
 
     def _replay(self, t: Tensor, stats: Statistics) -> Replay:
-        loop: Any = PerSample if self.problem.batched else Adaptive if self.scheme.controls_error else FixedGrid
-        replay: Replay = loop(self.problem.f, self.problem.y0.detach(), t, self.scheme, stats)
+        loop: Any = PerSample if self.problem.batched else Adaptive if self.settings.controls_error else FixedGrid
+        replay: Replay = loop(self.problem.f, self.problem.y0.detach(), t, self.settings, stats)
         return replay
 
 

@@ -63,7 +63,7 @@ class Method(ABC):
         options: names of what `configured` can change.
         own_steps: whether it chooses its steps by rules that a grid or another controller would break.
         largest_weight: the most that the length of a step is multiplied by: it has to be a number of the dtype.
-        remembers: whether `carry` holds more than the slope at the start of the step, which can be found again.
+        has_history: whether `carry` holds more than the slope at the start of the step, which can be found again.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Method(ABC):
     options: frozenset[str] = frozenset()
     own_steps: bool = False
     largest_weight: float = 1.0
-    remembers: bool = True
+    has_history: bool = True
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
-    def bind(self, tolerance: Tolerance) -> "Method":
+    def for_tolerance(self, tolerance: Tolerance) -> "Method":
         """The method for a solve with this tolerance; methods that iterate stop where it says."""
         return self
 

@@ -126,7 +126,7 @@ class AdamsBashforthMoulton(AdamsBashforth):
         self.order = 5 if max_order > _FEWEST_SLOPES + 1 else 4
         self._tolerance = Tolerance(rtol=1e-7, atol=1e-9, norm=_largest)
 
-    def bind(self, tolerance: Tolerance) -> "AdamsBashforthMoulton":
+    def for_tolerance(self, tolerance: Tolerance) -> "AdamsBashforthMoulton":
         bound = copy.copy(self)
         bound._tolerance = Tolerance(tolerance.rtol, tolerance.atol, _largest)
         return bound

@@ -48,7 +48,7 @@ class ImplicitRungeKutta(Method):
         Args:
             tableau: the coefficients.
             max_iters: the most iterations for one block of stages.
-            tolerance: says where iterations stop, see `bind`.
+            tolerance: says where iterations stop, see `for_tolerance`.
         """
         if isinstance(max_iters, bool) or not isinstance(max_iters, int) or max_iters < 1:
             raise InvalidArgumentError(f"max_iters must be a whole number of at least 1, got {max_iters!r}")
@@ -65,7 +65,7 @@ class ImplicitRungeKutta(Method):
         self._b_error = None if tableau.b_error is None else _floats(tableau.b_error)
         self._dense = [_floats(row) for row in tableau.dense]
 
-    def bind(self, tolerance: Tolerance) -> "ImplicitRungeKutta":
+    def for_tolerance(self, tolerance: Tolerance) -> "ImplicitRungeKutta":
         return ImplicitRungeKutta(self.tableau, self.max_iters, tolerance) if self.adaptive else self
 
     def configured(self, **options: Any) -> "ImplicitRungeKutta":

@@ -18,7 +18,7 @@ __all__ = ["ExplicitRungeKutta"]
 class ExplicitRungeKutta(Method):
     """Steps of the method that a tableau describes. Has no state: everything goes in and out as tensors."""
 
-    remembers = False
+    has_history = False
 
     def __init__(self, tableau: ButcherTableau):
         self.tableau = tableau

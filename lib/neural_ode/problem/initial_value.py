@@ -8,11 +8,11 @@ from torch import Tensor
 from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics, State
 
-__all__ = ["Problem"]
+__all__ = ["InitialValueProblem"]
 
 
 @dataclass(frozen=True)
-class Problem:
+class InitialValueProblem:
     """An initial value problem on one tensor, with what its gradients are wanted for.
 
     Attributes:

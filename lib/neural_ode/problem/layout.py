@@ -13,10 +13,10 @@ from neural_ode.problem.event import Event
 from neural_ode.problem.norms import Norm, rms_norm
 from neural_ode.problem.state import Dynamics, State, TupleState
 
-__all__ = ["Structure", "is_sequence"]
+__all__ = ["StateLayout", "is_sequence"]
 
 
-class Structure:
+class StateLayout:
     """How the user's state is packed into the one tensor that the solvers see.
 
     Attributes:

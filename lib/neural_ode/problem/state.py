@@ -1,6 +1,6 @@
 """The state of a solve: one tensor, or a tuple of tensors packed into one.
 
-The solvers see a single tensor. A tuple is flattened and concatenated; `TupleState` remembers the shapes.
+The solvers see a single tensor. A tuple is flattened and concatenated; `TupleState` has_history the shapes.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,7 +21,7 @@ from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.stepping.events import EventWatch
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Again, frame_of
 from neural_ode.stepping.times import Clock, Outputs, strictly_inside
 
@@ -32,13 +32,13 @@ def adaptive(
     f: Dynamics,
     y: Tensor,
     t: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     stats: Statistics,
     record: Callable[[Segment], None] | None = None,
     event: Event | None = None,
 ) -> Trajectory:
     """Solve with steps as long as the tolerance allows; arguments as for `integrate`."""
-    solve = Adaptive(f, y, t, scheme, stats)
+    solve = Adaptive(f, y, t, settings, stats)
     try:
         return solve.run(y, record, event)
     except SolverError as error:
@@ -48,24 +48,24 @@ def adaptive(
 class Adaptive:
     """One solve: where it is, and what it has found."""
 
-    def __init__(self, f: Dynamics, y: Tensor, t: Tensor, scheme: Scheme, stats: Statistics):
-        assert isinstance(scheme.method, Method)
-        self.f, self.scheme, self.stats = f, scheme, stats
+    def __init__(self, f: Dynamics, y: Tensor, t: Tensor, settings: SolverSettings, stats: Statistics):
+        assert isinstance(settings.method, Method)
+        self.f, self.settings, self.stats = f, settings, stats
         self.clock = clock = Clock(t, y)
         self.outputs = Outputs(clock, y)
-        self.method = scheme.method.bind(scheme.tolerance).controlled(scheme.controller)
+        self.method = settings.method.for_tolerance(settings.tolerance).controlled(settings.controller)
         self.now, self.end = clock.times[0], clock.times[-1]
-        self.stops = _Stops(scheme, self.now, clock.direction)
-        self.jumps = frozenset(scheme.jump_t)
+        self.stops = _Stops(settings, self.now, clock.direction)
+        self.jumps = frozenset(settings.jump_t)
 
     def run(
         self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
-        clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
-        direction, tolerance, shortest = clock.direction, scheme.tolerance, scheme.min_step
+        clock, outputs, settings, stats, method = self.clock, self.outputs, self.settings, self.stats, self.method
+        direction, tolerance, shortest = clock.direction, settings.tolerance, settings.min_step
         # A last step that would leave a sliver is stretched over it, unless that made it too long.
-        stretch = 1.01 if scheme.max_step == math.inf else 1.0
-        longest = scheme.longest_step(y)
+        stretch = 1.01 if settings.max_step == math.inf else 1.0
+        longest = settings.longest_step(y)
         self.y = y
         slope = self._slope(y)
         check_start(slope, y, self.now)
@@ -84,7 +84,7 @@ class Adaptive:
         planned = h
         number, steps = -1, 0
         while not outputs.complete:
-            if steps == scheme.max_steps:
+            if steps == settings.max_steps:
                 self._too_many_steps(event is not None)
             steps += 1
             planned = h = direction * min(max(abs(h), shortest), longest)
@@ -101,8 +101,8 @@ class Adaptive:
             after = stop if reaches_stop else self.now + h
             if not abs(after - self.now) > 0:  # also when it is NaN
                 _give_up(self.now, h, err)
-            if scheme.callbacks.step is not None:
-                self._call(scheme.callbacks.step, y, h)
+            if settings.callbacks.step is not None:
+                self._call(settings.callbacks.step, y, h)
             step = self._step(y, h, after, carry)
             assert step.error is not None
             err = tolerance.ratio(step.error, y, step.y1)
@@ -115,12 +115,12 @@ class Adaptive:
                 return tolerance.ratio(error, y0, y1)
 
             following = method.after(step, carry, err, ratio)
-            factor = scheme.controller.factor(following.err, following.order, earlier)
+            factor = settings.controller.factor(following.err, following.order, earlier)
             before, carry = carry, following.carry
             if not err <= 1:  # also when it is NaN
                 stats.rejected += 1
-                if scheme.callbacks.reject is not None:
-                    self._call(scheme.callbacks.reject, y, h)
+                if settings.callbacks.reject is not None:
+                    self._call(settings.callbacks.reject, y, h)
                 earlier = (math.inf, *earlier)[:2]
                 h *= factor
                 del step, ratio, following, before  # or the slopes would live, in memory, through the next step
@@ -129,14 +129,14 @@ class Adaptive:
             number += 1
             stats.step_sizes.append(h)
             earlier = (following.err, *earlier)[:2]
-            if scheme.callbacks.accept is not None:
-                self._call(scheme.callbacks.accept, y, h)
+            if settings.callbacks.accept is not None:
+                self._call(settings.callbacks.accept, y, h)
             crossing = None
             if watch is not None:
                 crossing = self._crossing(watch, y, step, h, after)
             if record is not None:
-                afresh = restarted or not method.remembers
-                frame = None if not method.remembers else frame_of(before)
+                afresh = restarted or not method.has_history
+                frame = None if not method.has_history else frame_of(before)
                 ends_at = None if crossing is None else crossing[0]
                 made = Made(number, self.now, after, h, outputs.done, afresh, frame, ends_at)
                 record(Segment(made, y, before, step.dense))
@@ -205,12 +205,12 @@ class Adaptive:
         return self.f
 
     def _first_step(self, y: Tensor, slope: Tensor) -> float:
-        scheme, span = self.scheme, self.end - self.now
-        if scheme.first_step is not None:
-            return math.copysign(min(scheme.first_step, abs(span)), span)
+        settings, span = self.settings, self.end - self.now
+        if settings.first_step is not None:
+            return math.copysign(min(settings.first_step, abs(span)), span)
         self.stats.nfe += 1
         start, distance = torch.tensor([self.now, span], dtype=torch.float64, device=y.device)
-        return initial_step(self.f, start, y, slope, distance, self.method.order, scheme.tolerance).item()
+        return initial_step(self.f, start, y, slope, distance, self.method.order, settings.tolerance).item()
 
     def _call(self, callback: Callable[[Tensor, Tensor, Tensor], object], y: Tensor, h: float) -> None:
         now, length = torch.tensor([self.now, abs(h)], dtype=torch.float64, device=y.device)
@@ -252,7 +252,7 @@ class Adaptive:
         return None if found is None else (after if found[0] == 1.0 else now + found[0] * h, found[1])
 
     def _too_many_steps(self, waits_for_event: bool) -> None:
-        limit, clock = self.scheme.max_steps, self.clock
+        limit, clock = self.settings.max_steps, self.clock
         if waits_for_event:
             raise MaxStepsError(
                 f"max_num_steps exceeded: no event in {limit} steps from t = {clock.times[0]} to {self.now}: does "
@@ -271,8 +271,8 @@ class Adaptive:
 class _Stops:
     """The times, besides the end, that steps must end at."""
 
-    def __init__(self, scheme: Scheme, start: float, direction: float):
-        ahead = {time for time in (*scheme.step_t, *scheme.jump_t) if (time - start) * direction > 0}
+    def __init__(self, settings: SolverSettings, start: float, direction: float):
+        ahead = {time for time in (*settings.step_t, *settings.jump_t) if (time - start) * direction > 0}
         self.direction = direction
         self.keys = sorted(direction * time for time in ahead)
 

@@ -16,7 +16,7 @@ from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.stepping.adaptive import check_start
 from neural_ode.stepping.events import EventWatch
-from neural_ode.stepping.settings import Scheme, Trajectory, longest_step
+from neural_ode.stepping.settings import SolverSettings, Trajectory, longest_step
 from neural_ode.stepping.step_records import Again, frame_of
 from neural_ode.stepping.times import Clock, Outputs, strictly_inside
 
@@ -27,13 +27,13 @@ def fixed_grid(
     f: Dynamics,
     y: Tensor,
     t: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     stats: Statistics,
     record: Callable[[Segment], None] | None = None,
     event: Event | None = None,
 ) -> Trajectory:
-    """Solve on the grid of the scheme; arguments as for `integrate`."""
-    solve = FixedGrid(f, y, t, scheme, stats)
+    """Solve on the grid of the settings; arguments as for `integrate`."""
+    solve = FixedGrid(f, y, t, settings, stats)
     try:
         return solve.run(y, record, event)
     except SolverError as error:
@@ -43,25 +43,25 @@ def fixed_grid(
 class FixedGrid:
     """One solve: where it is, and what it has found."""
 
-    def __init__(self, f: Dynamics, y: Tensor, t: Tensor, scheme: Scheme, stats: Statistics):
-        assert isinstance(scheme.method, Method)
-        self.f, self.scheme, self.stats = f, scheme, stats
+    def __init__(self, f: Dynamics, y: Tensor, t: Tensor, settings: SolverSettings, stats: Statistics):
+        assert isinstance(settings.method, Method)
+        self.f, self.settings, self.stats = f, settings, stats
         self.clock = clock = Clock(t, y)
         self.outputs = Outputs(clock, y)
-        self.method = scheme.method.bind(scheme.tolerance)
+        self.method = settings.method.for_tolerance(settings.tolerance)
         self.now = clock.times[0]
         # `None` without a last point.
-        self.grid = None if math.isinf(clock.times[-1]) else _grid(scheme, clock)
+        self.grid = None if math.isinf(clock.times[-1]) else _grid(settings, clock)
         # Of the last step, where an output has needed it: the next step can start from it.
         self.slope_at_end: Tensor | None = None
         self.with_grad = torch.is_grad_enabled()
         # Whether moving an output time moves a grid point with it.
-        self.grid_is_outputs = scheme.step_size is None and scheme.grid is None
+        self.grid_is_outputs = settings.step_size is None and settings.grid is None
 
     def run(
         self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
-        clock, outputs, scheme, stats, method = self.clock, self.outputs, self.scheme, self.stats, self.method
+        clock, outputs, settings, stats, method = self.clock, self.outputs, self.settings, self.stats, self.method
         self.y = y
         watch = None
         if event is not None:
@@ -73,7 +73,7 @@ class FixedGrid:
         longest = longest_step(method, y)
         unconverged: list[float] = []
         for number, (start, end) in enumerate(self._intervals()):
-            if number == scheme.max_steps:
+            if number == settings.max_steps:
                 raise MaxStepsError(
                     f"{number} steps were not enough to reach t = {clock.times[-1]}"
                     + ("" if event is None else " or an event")
@@ -86,10 +86,10 @@ class FixedGrid:
                     f"{torch.finfo(y.dtype).max:.4g}: take shorter steps, or a state of another dtype"
                 )
             h: Tensor | float = end - start if clock.moving else after - now
-            if scheme.callbacks.step is not None:
+            if settings.callbacks.step is not None:
                 times = torch.tensor([now, abs(after - now)], dtype=torch.float64, device=y.device)
-                scheme.callbacks.step(times[0], y, times[1])
-            if scheme.perturb and isinstance(carry, Tensor):
+                settings.callbacks.step(times[0], y, times[1])
+            if settings.perturb and isinstance(carry, Tensor):
                 carry = None  # the slope at the end of the last step: just inside of this one it may be another
             step = self._step(y, start, after, h, carry)
             if number == 0:
@@ -108,7 +108,7 @@ class FixedGrid:
             if watch is not None:
                 crossing = self._crossing(watch, interpolate, step.y1, now, after)
             if record is not None:
-                restarted = carry is None or not method.remembers
+                restarted = carry is None or not method.has_history
                 frame = None if restarted else frame_of(carry)
                 ends_at = None if crossing is None else crossing[0]
                 made = Made(number, now, after, after - now, outputs.done, restarted, frame, ends_at)
@@ -179,7 +179,7 @@ class FixedGrid:
     def _seen(self, start: Tensor | float, after: float) -> tuple[Dynamics, Tensor]:
         """The dynamics between two points of the grid, and the first of them as they get it."""
         clock, now = self.clock, _number(start)
-        f = strictly_inside(self.f, now, after) if self.scheme.perturb else self.f
+        f = strictly_inside(self.f, now, after) if self.settings.perturb else self.f
         return f, start.to(clock.device) if isinstance(start, Tensor) else clock.tensor(now)
 
     def _follows(self, after: float) -> bool:
@@ -199,8 +199,8 @@ class FixedGrid:
 
     def _endless(self, number: int) -> tuple[Tensor | float, Tensor | float]:
         """Start and end of a step of a solve that only an event ends."""
-        assert self.scheme.step_size is not None
-        length = math.copysign(self.scheme.step_size, self.clock.direction)
+        assert self.settings.step_size is not None
+        length = math.copysign(self.settings.step_size, self.clock.direction)
         first: Tensor | float = self.clock.t[0] if self.clock.moving else self.clock.times[0]
         return first + number * length, first + (number + 1) * length
 
@@ -226,7 +226,7 @@ class FixedGrid:
         self.slope_at_end = None
         if self.method.has_dense_output:
             return lambda theta: self.method.interpolate(y, step.dense, h, theta)
-        if self.scheme.interpolation == "linear":
+        if self.settings.interpolation == "linear":
             return lambda theta: y + _column(theta, y) * (step.y1 - y)
 
         def cubic(theta: Tensor) -> Tensor:
@@ -254,11 +254,11 @@ class FixedGrid:
         return None if found is None else (time(found[0]), found[1])
 
 
-def _grid(scheme: Scheme, clock: Clock) -> Tensor:
+def _grid(settings: SolverSettings, clock: Clock) -> Tensor:
     """The points that the steps lead through."""
-    if scheme.grid is not None:
-        return _checked_grid(scheme.grid(clock.t), clock)
-    return clock.t if scheme.step_size is None else _even_grid(clock.t, scheme.step_size)
+    if settings.grid is not None:
+        return _checked_grid(settings.grid(clock.t), clock)
+    return clock.t if settings.step_size is None else _even_grid(clock.t, settings.step_size)
 
 
 def _even_grid(t: Tensor, step_size: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Solving an initial value problem: hands it to the loop that the scheme asks for."""
+"""Solving an initial value problem: hands it to the loop that the settings ask for."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,19 +13,19 @@ from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Segment, Statistics
 from neural_ode.stepping.adaptive import adaptive
 from neural_ode.stepping.fixed_grid import fixed_grid
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 
 __all__ = ["integrate"]
 
 _STEPS = frozenset({"first_step", "min_step", "max_step", "max_steps"})
-_DEFAULT = {f.name: f.default for f in fields(Scheme)}
+_DEFAULT = {f.name: f.default for f in fields(SolverSettings)}
 
 
 def integrate(
     f: Dynamics,
     y0: Tensor,
     t: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     stats: Statistics,
     record: Callable[[Segment], None] | None = None,
     event: Event | None = None,
@@ -41,7 +41,7 @@ def integrate(
         f: the dynamics; gets its time in float64.
         y0: the initial state, any shape.
         t: strictly monotonic times, float64, shape (n,). With an event the last may be infinite.
-        scheme: how to solve.
+        settings: how to solve.
         stats: counters to add to.
         record: called with every accepted step.
         event: ends the solve where one of its numbers changes its sign.
@@ -51,12 +51,14 @@ def integrate(
     """
     if len(t) == 1:
         return Trajectory(t, y0[None].clone())
-    if isinstance(scheme.method, BlackBox):
-        given = {n: getattr(scheme, n) for n in _STEPS & scheme.method.options if getattr(scheme, n) != _DEFAULT[n]}
-        method = scheme.method.configured(**given) if given else scheme.method
+    if isinstance(settings.method, BlackBox):
+        given = {
+            n: getattr(settings, n) for n in _STEPS & settings.method.options if getattr(settings, n) != _DEFAULT[n]
+        }
+        method = settings.method.configured(**given) if given else settings.method
         try:
             with torch.no_grad():
-                y, nfe = method.integrate(f, y0, t, scheme.tolerance.rtol, scheme.tolerance.atol)
+                y, nfe = method.integrate(f, y0, t, settings.tolerance.rtol, settings.tolerance.atol)
         except SolverError as error:
             if error.partial is None:  # raised by f itself
                 raise
@@ -64,5 +66,5 @@ def integrate(
             raise error.at(times[-1], (t.new_tensor(times), states)) from None
         stats.nfe += nfe
         return Trajectory(t, y)
-    loop = adaptive if scheme.controls_error else fixed_grid
-    return loop(f, y0, t, scheme, stats, record, event)
+    loop = adaptive if settings.controls_error else fixed_grid
+    return loop(f, y0, t, settings, stats, record, event)

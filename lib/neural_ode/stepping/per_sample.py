@@ -22,7 +22,7 @@ from neural_ode.problem.norms import Norm, rms_norm
 from neural_ode.problem.state import Dynamics, real_dtype
 from neural_ode.solution import SampleStatistics, Statistics
 from neural_ode.stepping.adaptive import check_start
-from neural_ode.stepping.settings import Scheme, Trajectory
+from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Again
 
 __all__ = ["PerSample", "Record", "Sweep", "by_rows", "per_sample"]
@@ -62,7 +62,7 @@ def per_sample(
     f: Dynamics,
     y0: Tensor,
     t: Tensor,
-    scheme: Scheme,
+    settings: SolverSettings,
     stats: Statistics,
     record: Record | None = None,
 ) -> Trajectory:
@@ -72,14 +72,14 @@ def per_sample(
         f: the dynamics; gets times of shape (batch,).
         y0: the initial states, shape (batch, *state).
         t: output times, float64, shape (n,), or (batch, n) with times for each row.
-        scheme: how to solve, with an explicit Runge-Kutta method.
+        settings: how to solve, with an explicit Runge-Kutta method.
         stats: counters to add to.
         record: called with every attempt that some rows accepted.
 
     Returns:
         The states, shape (n, batch, *state).
     """
-    solve = PerSample(f, y0, t, scheme, stats)
+    solve = PerSample(f, y0, t, settings, stats)
     try:
         return Trajectory(t, solve.run(y0, record))
     except SolverError as error:
@@ -94,9 +94,9 @@ class PerSample:
     Times, steps and decisions are NumPy arrays, whose small operations cost a fraction of those of tensors.
     """
 
-    def __init__(self, f: Dynamics, y0: Tensor, t: Tensor, scheme: Scheme, stats: Statistics):
-        assert isinstance(scheme.method, ExplicitRungeKutta)
-        self.f, self.scheme, self.stats, self.method = f, scheme, stats, scheme.method
+    def __init__(self, f: Dynamics, y0: Tensor, t: Tensor, settings: SolverSettings, stats: Statistics):
+        assert isinstance(settings.method, ExplicitRungeKutta)
+        self.f, self.settings, self.stats, self.method = f, settings, stats, settings.method
         self.t = t.expand(len(y0), t.shape[-1])
         self.moving = t.requires_grad and torch.is_grad_enabled()
         self.times: Array = self.t.detach().numpy()
@@ -110,14 +110,14 @@ class PerSample:
         self.counts = {name: np.zeros(len(y0), dtype=np.int64) for name in SampleStatistics._fields}
 
     def run(self, y: Tensor, record: Record | None = None) -> Tensor:
-        scheme, stats, counts, method = self.scheme, self.stats, self.counts, self.method
+        settings, stats, counts, method = self.settings, self.stats, self.counts, self.method
         stats.per_sample = SampleStatistics(*(torch.from_numpy(counts[name]) for name in SampleStatistics._fields))
         if self.times.size == 0 or self.times.shape[1] == 1:
             return self.outputs()
-        direction, controller, tolerance = self.direction, scheme.controller, by_rows(scheme.tolerance)
+        direction, controller, tolerance = self.direction, settings.controller, by_rows(settings.tolerance)
         end = self.times[:, -1]
-        stretch = 1.01 if scheme.max_step == np.inf else 1.0
-        longest = scheme.longest_step(y)
+        stretch = 1.01 if settings.max_step == np.inf else 1.0
+        longest = settings.longest_step(y)
         carry: Tensor | None = self.f(self._time(), y)
         assert carry is not None
         check_start(carry, y, self.now[0])
@@ -129,14 +129,14 @@ class PerSample:
             active = self.now != end
             if not active.any():
                 return self.outputs()
-            if steps == scheme.max_steps:
+            if steps == settings.max_steps:
                 row = int(active.nonzero()[0][0])
                 raise MaxStepsError(
                     f"{steps} steps were not enough for row {row} of the batch: reached t = {self.now[row]}; allow "
                     "more with max_steps, loosen rtol and atol, or use a method for stiff problems"
                 )
             steps += 1
-            h = direction * np.clip(np.abs(h), scheme.min_step, longest)
+            h = direction * np.clip(np.abs(h), settings.min_step, longest)
             reaches = (self.now + stretch * h - end) * direction >= 0
             h = np.where(reaches, end - self.now, h)  # zero for rows that are done
             after = np.where(reaches, end, self.now + h)
@@ -148,8 +148,8 @@ class PerSample:
             with torch.no_grad():
                 scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
                 err = tolerance.norm(step.error / scale).double().cpu().numpy()
-            if scheme.min_step:
-                least = np.abs(h) <= scheme.min_step
+            if settings.min_step:
+                least = np.abs(h) <= settings.min_step
                 lost = active & least & ~np.isfinite(err)
                 if lost.any():
                     self._give_up(lost, h, finite=False)
@@ -223,12 +223,12 @@ class PerSample:
         self.counts["nfe"] += evaluations * active
 
     def _first_steps(self, y: Tensor, slope: Tensor, span: Array) -> Array:
-        if self.scheme.first_step is not None:
-            given: Array = self.direction * np.minimum(np.abs(span), self.scheme.first_step)
+        if self.settings.first_step is not None:
+            given: Array = self.direction * np.minimum(np.abs(span), self.settings.first_step)
             return given
         self._count(1, np.ones(len(span), dtype=bool))
         start, distance = torch.from_numpy(np.stack([self.now, span])).to(self.device)
-        tolerance = by_rows(self.scheme.tolerance)
+        tolerance = by_rows(self.settings.tolerance)
         found: Array = initial_step(self.f, start, y, slope, distance, self.method.order, tolerance).cpu().numpy()
         return found
 

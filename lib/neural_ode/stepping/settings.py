@@ -14,11 +14,11 @@ from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.methods import BlackBox, Method
 from neural_ode.problem.callbacks import Callbacks
 
-__all__ = ["Scheme", "Trajectory", "longest_step", "stepping"]
+__all__ = ["SolverSettings", "Trajectory", "longest_step", "stepping"]
 
 
 @dataclass(frozen=True)
-class Scheme:
+class SolverSettings:
     """How to solve.
 
     Attributes:
@@ -101,7 +101,7 @@ def stepping(
     interpolation: Literal["linear", "cubic"],
     perturb: bool,
 ) -> dict[str, Any]:
-    """Check the fields of a `Scheme` that say how steps are chosen, and bring them to their types.
+    """Check the fields of a `SolverSettings` that say how steps are chosen, and bring them to their types.
 
     Raises:
         InvalidArgumentError: one cannot be used; the message names it.

@@ -69,7 +69,7 @@ def tensors_of(carry: Any) -> list[Tensor]:
 
 def take_tensors(tree: Any) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Any]]:
     """The tensors in nested tuples and lists, for autograd to keep, and a function that puts them back."""
-    leaves, structure = pytree.tree_flatten(tree)
+    leaves, layout = pytree.tree_flatten(tree)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     are_tensors = [isinstance(x, Tensor) for x in leaves]
     numbers = [None if is_tensor else x for x, is_tensor in zip(leaves, are_tensors, strict=True)]
@@ -78,6 +78,6 @@ def take_tensors(tree: Any) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], 
     def put_back(tensors: Iterable[Tensor]) -> Any:
         kept = iter(tensors)
         pairs = zip(numbers, are_tensors, strict=True)
-        return pytree.tree_unflatten([next(kept) if is_tensor else x for x, is_tensor in pairs], structure)
+        return pytree.tree_unflatten([next(kept) if is_tensor else x for x, is_tensor in pairs], layout)
 
     return tensors, put_back
