@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.methods import ExplicitRungeKutta, Method
+from neural_ode.methods.base import Carry
 from neural_ode.problem.state import State
 
 __all__ = ["DenseOutput", "Made", "NoDenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
@@ -77,7 +78,7 @@ class Made(NamedTuple):
     h: float
     done: int
     restarted: bool
-    frame: Any
+    frame: Carry
     event: float | None
 
 
@@ -93,15 +94,17 @@ class Segment(NamedTuple):
 
     made: Made
     y: Tensor
-    carry: Any
+    carry: Carry
     dense: tuple[Any, ...]
 
     @property
     def t(self) -> float:
+        """Where the step starts."""
         return self.made.t
 
     @property
     def h(self) -> float:
+        """Its length, negative in reverse time."""
         return self.made.h
 
 

@@ -91,6 +91,7 @@ def _attempt(
     kept = direction * torch.maximum(following.abs(), planned.abs())
     passed = within & (now != end)
     chosen = column(passed, y)
+    assert step.carry is None or isinstance(step.carry, Tensor)
     return (
         torch.where(passed, after, now),
         torch.where(passed & reaches, kept, following),

@@ -19,6 +19,7 @@ from neural_ode.compiled.compiler import Bounded
 from neural_ode.compiled.dynamics import describe
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.methods import ExplicitRungeKutta, Step
+from neural_ode.methods.base import Carry
 from neural_ode.methods.tableaus.explicit import ButcherTableau
 from neural_ode.problem.dynamics import GuardedDynamics
 from neural_ode.problem.state import Dynamics, real_dtype
@@ -59,7 +60,7 @@ class CompiledRungeKutta(ExplicitRungeKutta):
         super().__init__(tableau)
         self._plain = ExplicitRungeKutta(tableau)
 
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
         key = (self.name, describe(f, {}), y.dtype, y.dim(), torch.is_grad_enabled())
         if key in _given_up:
             return self._plain.step(f, t, y, h, carry)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.control.controllers import IntegralController
-from neural_ode.methods.base import Method, Next, Ratio, Step
+from neural_ode.methods.base import Carry, Method, Next, Ratio, Step
 from neural_ode.problem.state import Dynamics
 
 __all__ = ["MAX_ORDER", "NewtonForm", "VariableOrderAdams", "newton_form"]
@@ -181,12 +181,16 @@ class VariableOrderAdams(Method):
         self.controller = controller or IntegralController()
 
     def controlled(self, controller: IntegralController) -> "VariableOrderAdams":
+        """The method with the safety and the limits of this controller in its own choice of step and order."""
         return VariableOrderAdams(controller)
 
     def begin(self, slope: Tensor) -> History:
+        """A history of one slope: order 1, which rises quickly while nothing is rejected."""
         return History(slope.reshape(1, -1), (), order=1, starting=True)
 
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: History | None) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
+        """Predict, evaluate, correct, evaluate: two evaluations a step; see `Method.step`."""
+        assert carry is None or isinstance(carry, History)
         length = float(h.detach() if isinstance(h, Tensor) else h)
         history = (self.begin(f(t, y)) if carry is None else carry).usable(length)
         k, form = history.order, history.form(length)
@@ -227,8 +231,11 @@ class VariableOrderAdams(Method):
         increments: Tensor = (g[:, :k] @ terms).to(y.dtype) @ slopes + g[:, k:].to(y.dtype) * residual
         return y + increments.view(-1, *y.shape)
 
-    def after(self, step: Step, carry: History, err: float, ratio: Ratio) -> Next:
-        made: History = step.carry
+    def after(self, step: Step, carry: Carry, err: float, ratio: Ratio) -> Next:
+        """Choose the order for the next step, or for the repetition, by the errors of the orders beside it."""
+        assert isinstance(carry, History)
+        assert isinstance(step.carry, History)
+        made = step.carry
         h = made.steps[0]
         carry = carry.usable(h)
         k, form = carry.order, carry.form(h)
@@ -277,7 +284,10 @@ class VariableOrderAdams(Method):
             return err
         return max(err, (self.controller.safety / 0.8) ** order, math.nextafter(1.0, 2.0))
 
-    def continued(self, carry: History, frame: History) -> History:
+    def continued(self, carry: Carry, frame: Carry) -> History:
+        """The history as rejected attempts have left it: fewer rows, another order."""
+        assert isinstance(carry, History)
+        assert isinstance(frame, History)
         rows = frame.rows
         slopes = carry.slopes if rows == tuple(range(len(carry.slopes))) else carry.slopes[list(rows)]
         return frame._replace(slopes=slopes)

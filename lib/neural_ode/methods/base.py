@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -11,10 +11,15 @@ from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.problem.state import Dynamics
 
-__all__ = ["Method", "Next", "Ratio", "Step"]
+__all__ = ["Carry", "Method", "Next", "Ratio", "Step"]
 
 Ratio = Callable[[Tensor], float]
 """The size of a local error over what is tolerated in this step; at most 1 passes."""
+
+
+Carry: TypeAlias = Tensor | tuple[object, ...] | None
+"""What a step starts from besides its state: the slope there, or a named tuple with a method's history, which only
+that method looks into; `None` if nothing is known. Loops keep its tensors and numbers apart, see `frame_of`."""
 
 
 class Step(NamedTuple):
@@ -33,7 +38,7 @@ class Step(NamedTuple):
     y1: Tensor
     error: Tensor | None
     dense: tuple[Any, ...]
-    carry: Any
+    carry: Carry
     nfe: int
     converged: bool = True
 
@@ -47,7 +52,7 @@ class Next(NamedTuple):
         order: the error of a step is proportional to the power `order` of its length.
     """
 
-    carry: Any
+    carry: Carry
     err: float
     order: int
 
@@ -90,12 +95,12 @@ class Method(ABC):
         """The method with other values of its `options`."""
         raise InvalidArgumentError(f"{self.name} has no options, got {', '.join(options)}")
 
-    def begin(self, slope: Tensor) -> Any:
+    def begin(self, slope: Tensor) -> Carry:
         """The `carry` of a first step, and of a step after a discontinuity, where the slope is `f(t, y)`."""
         return slope
 
     @abstractmethod
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Any) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
         """Advance `y` from `t` by `h`.
 
         Args:
@@ -123,7 +128,7 @@ class Method(ABC):
             Tensor of shape (m, *y.shape).
         """
 
-    def after(self, step: Step, carry: Any, err: float, ratio: Ratio) -> Next:
+    def after(self, step: Step, carry: Carry, err: float, ratio: Ratio) -> Next:
         """How to go on after a step with the error ratio `err`: accepted if `err <= 1`, else to be repeated.
 
         Args:
@@ -134,7 +139,7 @@ class Method(ABC):
         """
         return Next(step.carry if err <= 1 else carry, err, self.order)
 
-    def continued(self, carry: Any, frame: Any) -> Any:
+    def continued(self, carry: Carry, frame: Carry) -> Carry:
         """What an accepted step started from, computed from the `carry` of the step before, or from `begin`.
 
         They differ where attempts were rejected in between and the method changed its `carry` in reply.

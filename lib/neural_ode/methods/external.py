@@ -79,6 +79,12 @@ class FunctionSolver(BlackBox):
     def integrate(
         self, f: Dynamics, y0: Tensor, t: Tensor | Sequence[float], rtol: float | Tensor, atol: float | Tensor
     ) -> tuple[Tensor, int]:
+        """Call the function, with times of the dtype of the state; see `BlackBox.integrate`.
+
+        Raises:
+            InvalidArgumentError: it returned something else than the states at `t`.
+            NonFiniteError: one of them is NaN or infinite.
+        """
         calls = 0
 
         def counted(time: Tensor | float, y: Tensor) -> Tensor:

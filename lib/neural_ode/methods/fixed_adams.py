@@ -18,7 +18,7 @@ from torch import Tensor
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.methods.adams import MAX_ORDER, newton_form
-from neural_ode.methods.base import Method, Step
+from neural_ode.methods.base import Carry, Method, Step
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.methods.tableaus.explicit import RK4
 from neural_ode.problem.state import Dynamics
@@ -70,12 +70,17 @@ class AdamsBashforth(Method):
         self.order = 3 if max_order == _FEWEST_SLOPES + 1 else 4
 
     def configured(self, **options: Any) -> "AdamsBashforth":
+        """The method with another `max_order` (or, where it iterates, `max_iters`)."""
         return type(self)(**{name: getattr(self, name) for name in self.options} | options)
 
     def begin(self, slope: Tensor) -> None:
+        """Nothing: the first step evaluates its slope itself, as torchdiffeq does."""
         return None
 
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: GridHistory | None) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
+        """One evaluation and those of the iteration; a step of Kutta's 3/8 rule while too few slopes are known. See
+        `Method.step`."""
+        assert carry is None or isinstance(carry, GridHistory)
         slope = f(t, y)
         slopes = slope.reshape(1, -1)
         length = torch.as_tensor(h, dtype=torch.float64, device="cpu").reshape(1)
@@ -101,6 +106,7 @@ class AdamsBashforth(Method):
         return _weighted_sum(adams_weights(steps, h, implicit=False), slopes, h).view_as(y), 0, True
 
     def interpolate(self, y: Tensor, dense: tuple[Any, ...], h: Tensor | float, theta: Tensor) -> Tensor:
+        """Not possible: the loop over a grid interpolates between its points."""
         raise ValueError(f"{self.name} has no continuous extension")
 
 
@@ -127,6 +133,7 @@ class AdamsBashforthMoulton(AdamsBashforth):
         self._tolerance = Tolerance(rtol=1e-7, atol=1e-9, norm=_largest)
 
     def for_tolerance(self, tolerance: Tolerance) -> "AdamsBashforthMoulton":
+        """The method with an iteration that ends within this tolerance, in every entry."""
         bound = copy.copy(self)
         bound._tolerance = Tolerance(tolerance.rtol, tolerance.atol, _largest)
         return bound

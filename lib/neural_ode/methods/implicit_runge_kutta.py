@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, NewtonError
-from neural_ode.methods.base import Method, Step
+from neural_ode.methods.base import Carry, Method, Step
 from neural_ode.methods.newton import Newton, VectorField, flat, unflat
 from neural_ode.methods.tableaus.implicit import ImplicitTableau
 from neural_ode.problem.state import Dynamics
@@ -66,15 +66,30 @@ class ImplicitRungeKutta(Method):
         self._dense = [_floats(row) for row in tableau.dense]
 
     def for_tolerance(self, tolerance: Tolerance) -> "ImplicitRungeKutta":
+        """The method with Newton iterations as exact as this tolerance asks for; on a grid, to rounding."""
         return ImplicitRungeKutta(self.tableau, self.max_iters, tolerance) if self.adaptive else self
 
     def configured(self, **options: Any) -> "ImplicitRungeKutta":
+        """The method with other `max_iters`.
+
+        Raises:
+            InvalidArgumentError: it has no such option.
+        """
         for name in options:
             if name not in self.options:
                 raise InvalidArgumentError(f"{self.name} has no option {name}; it has max_iters")
         return ImplicitRungeKutta(self.tableau, options.get("max_iters", self.max_iters), self._tolerance)
 
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
+        """Solve for the stages by Newton's method; see `Method.step`.
+
+        Where the iteration fails, a method with error control returns an infinite error, so that the step is tried
+        again shorter.
+
+        Raises:
+            NewtonError: it fails on a grid.
+        """
+        assert carry is None or isinstance(carry, Tensor)
         field = VectorField(f, y)
         try:
             W = self._increments(field, t, flat(y), h, None if carry is None else flat(carry))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neural_ode.methods.base import Method, Step
+from neural_ode.methods.base import Carry, Method, Step
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.problem.state import Dynamics
 
@@ -50,9 +50,12 @@ class ReversibleRungeKutta(Method):
         self.largest_weight = base.largest_weight
 
     def begin(self, slope: Tensor) -> None:
+        """Nothing: the companion starts as the state."""
         return None
 
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Companion | None) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
+        """Both lines of the scheme above, with the error of the first; see `Method.step`."""
+        assert carry is None or isinstance(carry, Companion)
         z = y if carry is None else carry.z
         increment, error, forth = self.base.increment(f, t, z, h, with_error=True)
         y1 = self.coupling * y + (1 - self.coupling) * z + increment

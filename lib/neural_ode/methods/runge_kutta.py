@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.methods.base import Method, Step
+from neural_ode.methods.base import Carry, Method, Step
 from neural_ode.methods.tableaus.explicit import ButcherTableau
 from neural_ode.problem.state import Dynamics, real_dtype
 
@@ -39,7 +39,9 @@ class ExplicitRungeKutta(Method):
         )
         self._fsal = tableau.fsal
 
-    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Tensor | None) -> Step:
+    def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
+        """`y + h Σ b_i k_i` (HNW I, equation II.1.8); see `Method.step`."""
+        assert carry is None or isinstance(carry, Tensor)
         stages, y1 = self._stages(f, t, y, h, carry, self.tableau.stages)
         if not self._fsal:
             y1 = _advance(y, h, self._b, stages)

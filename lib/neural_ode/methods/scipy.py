@@ -97,6 +97,7 @@ class ScipySolver(BlackBox):
     max_steps: int = 2**31 - 1
 
     def configured(self, **options: Any) -> "ScipySolver":
+        """The solver with other values of its fields."""
         return replace(self, **options)
 
     def __post_init__(self) -> None:
@@ -119,6 +120,12 @@ class ScipySolver(BlackBox):
     def integrate(
         self, f: Dynamics, y0: Tensor, t: Tensor | Sequence[float], rtol: float | Tensor, atol: float | Tensor
     ) -> tuple[Tensor, int]:
+        """Solve on the CPU in double precision, whatever `y0` is; see `BlackBox.integrate`.
+
+        Raises:
+            InvalidArgumentError: the solver has no real, or no complex states, as `y0` is; or SciPy is missing.
+            SolverError: SciPy gave up, with its reason.
+        """
         entry = SCIPY_SOLVERS[self.solver]
         if not (entry.complex if y0.is_complex() else entry.real):
             kind = "complex" if y0.is_complex() else "real"

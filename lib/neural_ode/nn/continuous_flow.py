@@ -78,6 +78,7 @@ class WithLogDensity(nn.Module):
         return slope, -trace
 
     def extra_repr(self) -> str:
+        """What `repr` shows of it."""
         return f"analytic={self.analytic}, noise={self.noise is not None}"
 
 
@@ -210,5 +211,6 @@ class ContinuousFlow(nn.Module):
         return noise if self.trace == "gaussian" else torch.where(noise < 0, -1.0, 1.0).to(z)
 
     def extra_repr(self) -> str:
+        """What `repr` shows of it."""
         how = "".join(f", {k}={v!r}" for k, v in self.how.items())
         return f"dim={self.dim}, span={self.span}, trace={self.trace!r}{how}"

@@ -38,4 +38,5 @@ class OdeBlock(nn.Module):
         return solution.y[-1]
 
     def extra_repr(self) -> str:
+        """What `repr` shows of it."""
         return f"span={self.span}, " + ", ".join(f"{k}={v!r}" for k, v in self.how.items())

@@ -48,6 +48,7 @@ class TupleState:
 
     @property
     def sizes(self) -> list[int]:
+        """How many entries each part has."""
         return [shape.numel() for shape in self.shapes]
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:

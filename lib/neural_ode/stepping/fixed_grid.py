@@ -61,6 +61,7 @@ class FixedGrid:
     def run(
         self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
+        """Step from point to point; arguments as for `integrate`, errors without their partial solution."""
         clock, outputs, settings, stats, method = self.clock, self.outputs, self.settings, self.stats, self.method
         self.y = y
         watch = None

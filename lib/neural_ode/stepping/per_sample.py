@@ -178,6 +178,7 @@ class PerSample:
                 record(Sweep(recorded, self.now, after, h, passed, accepted, self.done.copy()), y, step.dense)
                 recorded += 1
             self._collect(y, step.dense, h, after, accepted)
+            assert step.carry is None or isinstance(step.carry, Tensor)
             if passed.all():
                 carry, y = step.carry, step.y1
             else:

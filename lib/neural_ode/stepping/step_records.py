@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from neural_ode.methods.base import Carry
 from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Statistics
 
@@ -28,7 +29,7 @@ class Again(NamedTuple):
     """
 
     y: Tensor
-    carry: Any
+    carry: Carry
     where: Any
     outputs: Tensor | None
 
@@ -42,7 +43,7 @@ class Replay(Protocol):
 
     stats: Statistics
 
-    def again(self, made: Any, y: Tensor, carry: Any, then: Any, collect: bool = True) -> Again:
+    def again(self, made: Any, y: Tensor, carry: Carry, then: Any, collect: bool = True) -> Again:
         """Make an accepted step again.
 
         Args:
@@ -57,12 +58,13 @@ class Replay(Protocol):
         """The dynamics as an accepted step sees them, and the time where it starts."""
 
 
-def frame_of(carry: Any) -> Any:
+def frame_of(carry: Carry) -> Carry:
     """A carry with `None` in place of its tensors."""
-    return pytree.tree_map(lambda x: None if isinstance(x, Tensor) else x, carry)
+    frame: Carry = pytree.tree_map(lambda x: None if isinstance(x, Tensor) else x, carry)
+    return frame
 
 
-def tensors_of(carry: Any) -> list[Tensor]:
+def tensors_of(carry: Carry) -> list[Tensor]:
     """The tensors of a carry, always in the same order."""
     return [x for x in pytree.tree_leaves(carry) if isinstance(x, Tensor)]
 

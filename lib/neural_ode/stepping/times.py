@@ -63,6 +63,7 @@ class Outputs:
 
     @property
     def complete(self) -> bool:
+        """Whether the last output time has been passed."""
         return self.done == len(self.clock.times)
 
     def collect(

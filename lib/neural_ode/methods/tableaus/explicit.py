@@ -58,6 +58,7 @@ class ButcherTableau:
 
     @property
     def stages(self) -> int:
+        """How many slopes a step has, `s`."""
         return len(self.c)
 
     @property

@@ -59,10 +59,12 @@ class ImplicitTableau:
 
     @property
     def stages(self) -> int:
+        """How many slopes a step has, `s`."""
         return len(self.c)
 
     @property
     def stiffly_accurate(self) -> bool:
+        """The last stage is the new state (Hairer & Wanner II, section IV.3): what is stiff is damped at once."""
         return self.c[-1] == 1 and self.a[-1] == self.b
 
 
