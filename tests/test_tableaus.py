@@ -12,11 +12,12 @@ from scipy.linalg import null_space
 from torch import Tensor
 
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
+from neural_ode.methods.tableaus.butcher import ButcherTableau
+from neural_ode.methods.tableaus.dopri8 import DOPRI8
 from neural_ode.methods.tableaus.explicit import (
     ADAPTIVE_HEUN,
     BOSH3,
     DOPRI5,
-    DOPRI8,
     EULER,
     FEHLBERG2,
     HEUN2,
@@ -24,7 +25,6 @@ from neural_ode.methods.tableaus.explicit import (
     MIDPOINT,
     RK4,
     TSIT5,
-    ButcherTableau,
 )
 
 FIXED = [EULER, MIDPOINT, HEUN2, HEUN3, RK4]

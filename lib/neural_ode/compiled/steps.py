@@ -20,7 +20,7 @@ from neural_ode.compiled.dynamics import describe
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.methods import ExplicitRungeKutta, Step
 from neural_ode.methods.base import Carry
-from neural_ode.methods.tableaus.explicit import ButcherTableau
+from neural_ode.methods.tableaus.butcher import ButcherTableau
 from neural_ode.problem.dynamics import GuardedDynamics
 from neural_ode.problem.state import Dynamics, real_dtype
 from neural_ode.stepping.settings import SolverSettings

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neural_ode.methods.tableaus.explicit import ButcherTableau
+from neural_ode.methods.tableaus.butcher import ButcherTableau
 from neural_ode.problem.dependence import GraphKeeping
 from neural_ode.problem.state import Dynamics, TupleState
 

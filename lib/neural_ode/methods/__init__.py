@@ -9,11 +9,11 @@ from neural_ode.methods.implicit_runge_kutta import ImplicitRungeKutta
 from neural_ode.methods.reversible import ReversibleRungeKutta
 from neural_ode.methods.runge_kutta import ExplicitRungeKutta
 from neural_ode.methods.scipy import ScipySolver
+from neural_ode.methods.tableaus.dopri8 import DOPRI8
 from neural_ode.methods.tableaus.explicit import (
     ADAPTIVE_HEUN,
     BOSH3,
     DOPRI5,
-    DOPRI8,
     EULER,
     FEHLBERG2,
     HEUN2,

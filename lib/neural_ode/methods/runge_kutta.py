@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.methods.base import Carry, Method, Step
-from neural_ode.methods.tableaus.explicit import ButcherTableau
+from neural_ode.methods.tableaus.butcher import ButcherTableau
 from neural_ode.problem.state import Dynamics, real_dtype
 
 __all__ = ["ExplicitRungeKutta"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction as F
 
-from neural_ode.methods.tableaus.explicit import Row, _smooth_dense
+from neural_ode.methods.tableaus.butcher import Row, smooth_dense
 
 __all__ = [
     "GL4",
@@ -159,7 +159,7 @@ TRBDF2 = ImplicitTableau(
     c=(F(0), 2 * _SDIRK2_GAMMA, F(1)),
     a=((F(0), F(0), F(0)), (_SDIRK2_GAMMA, _SDIRK2_GAMMA, F(0)), _TRBDF2_B),
     b=_TRBDF2_B,
-    dense=_smooth_dense(_TRBDF2_B, ((),) * 3),
+    dense=smooth_dense(_TRBDF2_B, ((),) * 3),
     source="Bank et al. (1985), as a Runge-Kutta method by Hosea & Shampine, Appl. Numer. Math. 20 (1996) 21-37; "
     "cubic Hermite dense output",
 )
@@ -181,7 +181,7 @@ KVAERNO3 = ImplicitTableau(
     a=((F(0),) * 4, (_G3, _G3, F(0), F(0)), _KVAERNO3_EMBEDDED, _KVAERNO3_B),
     b=_KVAERNO3_B,
     b_error=tuple(b - embedded for b, embedded in zip(_KVAERNO3_B, _KVAERNO3_EMBEDDED, strict=True)),
-    dense=_smooth_dense(_KVAERNO3_B, ((),) * 4),
+    dense=smooth_dense(_KVAERNO3_B, ((),) * 4),
     source="Kværnø, BIT 44 (2004) 489-502, the pair of orders 3 and 2; cubic Hermite dense output, of order 3",
 )
 
@@ -222,7 +222,7 @@ _KVAERNO5_A = (
     _KVAERNO5_B,
 )
 
-# The p_i(θ) of `_smooth_dense`, constants here. Order 4 asks for Σ p_i c_i^q = 0, q = 0, 1, 2, Σ p_i c_i³ = 1/4 and
+# The p_i(θ) of `smooth_dense`, constants here. Order 4 asks for Σ p_i c_i^q = 0, q = 0, 1, 2, Σ p_i c_i³ = 1/4 and
 # p_2 = 0. The first slope, which no equation damps, can be large in a stiff problem. There it enters Σ p_i k_i with
 # the weight p_1 - Σ_i p_i (Â^(-1) a)_i, where Â is the matrix without its first row and column `a`: zero here. What
 # is left free minimises the squared errors of order 5, integrated over θ.
@@ -243,7 +243,7 @@ KVAERNO5 = ImplicitTableau(
     a=_KVAERNO5_A,
     b=_KVAERNO5_B,
     b_error=tuple(b - embedded for b, embedded in zip(_KVAERNO5_B, _KVAERNO5_EMBEDDED, strict=True)),
-    dense=_smooth_dense(_KVAERNO5_B, _KVAERNO5_BENDS),
+    dense=smooth_dense(_KVAERNO5_B, _KVAERNO5_BENDS),
     source="Kværnø, BIT 44 (2004) 489-502, the pair of orders 5 and 4; dense output of order 4, derived for this "
     "library",
 )
