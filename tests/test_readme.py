@@ -34,7 +34,8 @@ def test_the_table_of_methods_is_complete() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "mnist" / "README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/mnist/README.md"):
+        file = ROOT / name
         for target in re.findall(r"\]\(([^)]+)\)", file.read_text()):
             assert target.startswith("https://") or (file.parent / target).exists(), target
 

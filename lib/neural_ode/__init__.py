@@ -4,6 +4,8 @@
 torchdiffeq. How a solve is differentiated is a choice among five: `GRADIENTS`.
 """
 
+from importlib import import_module
+
 from neural_ode.control.controllers import IntegralController, PIDController
 from neural_ode.errors import (
     InvalidArgumentError,
@@ -25,6 +27,9 @@ from neural_ode.solve import solve
 from neural_ode.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 __version__ = "0.1.0"
+
+# By name: what a notebook depends on is read from imports, and no result depends on names of the past.
+import_module("neural_ode._moved").install()
 
 __all__ = [
     "GRADIENTS",

@@ -47,7 +47,10 @@ ORIGINALS = "download"
 
 RESTORE = "restore it with `git checkout`"
 
-UNLISTED = {"compiled"}
+DOCUMENTS = ("CONTRIBUTING", "CHANGELOG")
+"""Pages as they are, under the names by which others link to them."""
+
+UNLISTED = {"compiled", "_moved"}
 """Parts of the library that only the library calls."""
 
 
@@ -137,7 +140,7 @@ def landing(root: Path) -> str:
             scoreboard([*failing, *undecided, *holding]),
             *(["### Not measured at full scale yet\n", scoreboard(waiting)] if waiting else []),
             *(f"## {name}\n{parts[name]}" for name in ("What the paper leaves unstated", "Licence and citation")),
-            _contents("Use", ["run", "library", "benchmarks/benchmarks", "contributing", "data/mnist/README"]),
+            _contents("Use", ["run", "library", "benchmarks/benchmarks", *DOCUMENTS, "data/mnist/README"]),
             _contents("Figures and tables", ["notebooks/*"]),
             _contents("Reference", ["api/index"]),
         ]
@@ -243,7 +246,7 @@ def write_sources(root: Path, folder: Path) -> None:
         "index.md": landing(root),
         "run.md": f"# Run it\n\n{run}",
         "library.md": f"# The library\n{parts['The library']}".replace("\n### ", "\n## "),
-        "contributing.md": read_text(root / "CONTRIBUTING.md", RESTORE),
+        **{f"{name}.md": read_text(root / f"{name}.md", RESTORE) for name in DOCUMENTS},
     }
     reference = modules(root / "lib" / "neural_ode")
     names = [part.removeprefix("neural_ode.").lower().replace(" ", "-") for part in reference]
