@@ -1,6 +1,5 @@
 """`solve`: the entry point of the library."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -8,27 +7,19 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neural_ode.compiled import per_sample_compiled, with_compiled_steps
 from neural_ode.control.controllers import IntegralController
 from neural_ode.control.tolerance import Tolerance
-from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError, finite_number
-from neural_ode.gradients import (
-    Adjoint,
-    Backsolve,
-    Direct,
-    Gradient,
-    InitialValueProblem,
-    RecursiveCheckpoint,
-    Reversible,
-    get_gradient,
-)
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError
+from neural_ode.gradients import Backsolve, Direct, Gradient, RecursiveCheckpoint, get_gradient
 from neural_ode.gradients.differentiable import explain_transforms
+from neural_ode.gradients.parameters import params_of
 from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, Solver, get_method
 from neural_ode.problem.callbacks import Callbacks
-from neural_ode.problem.captured import captured, parameters_of, warn_of_missing
 from neural_ode.problem.event import Event
+from neural_ode.problem.initial_value import InitialValueProblem, output_times
 from neural_ode.problem.layout import StateLayout
 from neural_ode.problem.state import State
 from neural_ode.solution import DenseOutput, NoDenseOutput, Segment, Solution, Statistics
@@ -135,7 +126,7 @@ def solve(
     if not callable(f):
         raise InvalidArgumentError(f"f must be callable as f(t, y), got {type(f).__name__}")
     layout = StateLayout(y0, batched)
-    times = _times(t, event is not None, layout.y0 if batched else None)
+    times = output_times(t, event is not None, layout.y0 if batched else None)
     chosen_method = get_method(method)
     if compile:
         _check_compiled(chosen_method)
@@ -186,7 +177,7 @@ def solve(
         f=layout.dynamics(f),
         y0=layout.y0,
         t=times,
-        params=_params(f, chosen_gradient, params, gradient is None, lambda: _start_slope(layout, f, times)),
+        params=params_of(f, chosen_gradient, params, gradient is None, lambda: _start_slope(layout, f, times)),
         restore=layout.restore,
         event=None if event is None else layout.event(Event.of(event)),
         compile=compile,
@@ -273,70 +264,7 @@ def _solve_batched(
     return run(problem.f, problem.y0, problem.t, settings, stats)
 
 
-def _times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:
-    """The times as float64 on the CPU: steps are counted in float64 whatever the state is."""
-    if isinstance(t, str | bytes) or not isinstance(t, Iterable):
-        raise InvalidArgumentError(f"t must be a tensor or a sequence of times, got {type(t).__name__}")
-    if not isinstance(t, Tensor):
-        t = torch.tensor([finite_number("t", x) if not with_event else float(x) for x in t], dtype=torch.float64)
-    if not t.is_floating_point():
-        raise InvalidArgumentError(f"t must be of a floating-point dtype, got {t.dtype}: use t.double()")
-    if batch is not None and t.dim() == 2:
-        if len(t) != len(batch):
-            raise InvalidArgumentError(f"t has {len(t)} rows of times for a batch of {len(batch)}")
-    elif t.dim() != 1:
-        raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
-    if t.shape[-1] == 0:
-        raise InvalidArgumentError("t must hold at least one time, got none")
-    values = t.detach().to("cpu", torch.float64)
-    finite = torch.isfinite(values)
-    if with_event:
-        finite[-1] |= torch.isinf(values[-1])
-    if not finite.all():
-        raise InvalidArgumentError(f"t must be finite, got {t.tolist()}")
-    differences = values.diff()
-    if not ((differences > 0).all() or (differences < 0).all()):
-        raise InvalidArgumentError(f"t must be strictly increasing or strictly decreasing, got {t.tolist()}")
-    return t.to("cpu", torch.float64)
-
-
 def _start_slope(layout: StateLayout, f: Callable[[Tensor, Any], Any], t: Tensor) -> Tensor:
     y0 = layout.y0
     slope: Tensor = layout.dynamics(f)(t.detach()[..., 0].to(y0.device), y0.detach())
     return slope
-
-
-def _params(
-    f: object,
-    gradient: Gradient,
-    params: Iterable[Tensor] | None,
-    by_default: bool,
-    evaluate: Callable[[], Tensor],
-) -> tuple[Tensor, ...]:
-    """What gets gradients besides the initial state and the times.
-
-    Args:
-        by_default: whether the gradient was not asked for: then what a function refers to is found.
-        evaluate: the slope at the start.
-    """
-    f = inspect.unwrap(f) if callable(f) else f
-    if params is not None:
-        chosen = tuple({id(p): p for p in params}.values())
-        for p in chosen:
-            if not isinstance(p, Tensor):
-                raise InvalidArgumentError(f"params must be tensors, got {type(p).__name__}")
-    elif isinstance(gradient, Direct) or isinstance(f, nn.Module):
-        chosen = parameters_of(f)
-    elif by_default:
-        chosen = tuple({id(p): p for p in captured(f).values()}.values())
-    elif isinstance(gradient, RecursiveCheckpoint | Adjoint | Reversible):
-        raise InvalidArgumentError(
-            f"{gradient.name} has to know what gets gradients: make f a torch.nn.Module or pass params=(...); "
-            "params=() if only y0 and t do"
-        )
-    else:
-        chosen = ()
-    chosen = tuple(p for p in chosen if p.requires_grad)
-    if torch.is_grad_enabled() and not isinstance(gradient, Direct) and (chosen or params is None):
-        warn_of_missing(f, chosen, getattr(gradient, "name", repr(gradient)), evaluate)
-    return chosen

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_ode.control.controllers import IntegralController
-from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.gradients import Backsolve, Gradient
-from neural_ode.methods import BlackBox, Method, get_method
-from neural_ode.problem.callbacks import Callbacks
+from neural_ode.methods import BlackBox, Method
 from neural_ode.problem.captured import captured, parameters_of
 from neural_ode.problem.event import Event
 from neural_ode.problem.layout import StateLayout
@@ -21,20 +19,10 @@ from neural_ode.problem.state import State
 from neural_ode.solution import DenseOutput
 from neural_ode.solve import solve
 from neural_ode.stepping.events import follow_event
+from neural_ode.torchdiffeq_options import Func, adjoint_norm, lenient, solver_keywords
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
-Func = Callable[[Tensor, Any], Any]
-
-_ALIASES = {"fixed_adams": "implicit_adams"}
-_CONTROL = ("safety", "ifactor", "dfactor")
-_ADAPTIVE = {
-    *("first_step", "min_step", "max_step", "max_num_steps", "step_t", "jump_t", "norm", "dtype"),
-    *_CONTROL,
-}
-_FIXED = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
-_RENAMED = {"max_num_steps": "max_steps", "interp": "interpolation"}
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 _RESET: dict[str, Any] = {
     "controller": None,
     "first_step": None,
@@ -154,12 +142,13 @@ def odeint_adjoint(
                 "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
             )
             warnings.warn(text, NeuralODEWarning, stacklevel=2)
-        keywords = _keywords(func, StateLayout(y0), t, adjoint_method or method or "dopri5", backward, "_adjoint")
+        how = adjoint_method or method or "dopri5"
+        keywords = solver_keywords(func, StateLayout(y0), t, how, backward, "_adjoint")
         gradient = Backsolve(
             method=keywords.pop("method"),
             rtol=adjoint_rtol,
             atol=adjoint_atol,
-            norm=_adjoint_norm(norm),
+            norm=adjoint_norm(norm),
             options=_RESET | keywords,
         )
     return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, adjoint_params, compile)
@@ -202,7 +191,7 @@ def odeint_event(
     state = StateLayout(last).y0
     event = layout.event(moving)
     component = _component(event, t0.reshape(()), layout.y0, event_t, state)
-    event_t, state = follow_event(layout.dynamics(_lenient(func)), event, component, event_t, state)
+    event_t, state = follow_event(layout.dynamics(lenient(func)), event, component, event_t, state)
     end = layout.restore(state)
     if isinstance(solution, tuple):
         return event_t, tuple(
@@ -246,9 +235,9 @@ def odeint_dense(
         A function that maps a time, or a tensor of times, to the states there.
     """
     t = torch.stack([torch.as_tensor(time, dtype=torch.float64).reshape(()).cpu() for time in (t0, t1)])
-    keywords = _keywords(func, StateLayout(y0), t, method or "dopri5", options)
+    keywords = solver_keywords(func, StateLayout(y0), t, method or "dopri5", options)
     dense = solve(
-        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
+        lenient(func, broadcasts=not _adaptive(keywords["method"])),
         y0,
         t,
         rtol=rtol,
@@ -280,7 +269,7 @@ def _odeint(
     layout = StateLayout(y0)
     if params is None and gradient not in (None, "direct") and not isinstance(func, nn.Module):
         params = tuple(captured(func).values())
-    keywords = _keywords(func, layout, t, method or "dopri5", options)
+    keywords = solver_keywords(func, layout, t, method or "dopri5", options)
     times = t
     if event_fn is not None:
         if len(t) != 2:
@@ -291,7 +280,7 @@ def _odeint(
         times = torch.cat([t[:1], t.new_tensor([away])])
         keywords = {"max_steps": _EVENT_STEPS} | keywords
     solution = solve(
-        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
+        lenient(func, broadcasts=not _adaptive(keywords["method"])),
         y0,
         times,
         rtol=rtol,
@@ -307,97 +296,6 @@ def _odeint(
     return solution.t[-1].to(t.dtype).to(t.device), solution.y
 
 
-def _adjoint_norm(norm: Any) -> Any:
-    """The norm of torchdiffeq's adjoint as one of `Backsolve`."""
-    if norm is None or not callable(norm):
-        return norm
-
-    def own(z: State, a: State, gradients: tuple[Tensor, ...]) -> Tensor:
-        parts = [*(z if isinstance(z, tuple) else (z,)), *(a if isinstance(a, tuple) else (a,)), *gradients]
-        size: Tensor = norm((parts[0].new_zeros(()).abs(), *parts))
-        return size
-
-    return own
-
-
 def _adaptive(method: Method | BlackBox) -> bool:
     """Whether torchdiffeq's method of this kind controls its error."""
     return not isinstance(method, Method) or method.adaptive
-
-
-def _lenient(func: Func, broadcasts: bool = True) -> Func:
-    """`func` with the derivative brought to the shape and real dtype of the state where torchdiffeq does so.
-
-    There, dimensions of length 1 may be missing or too many, and on fixed grids a derivative broadcasts. One of
-    shape () does not: it comes from arguments in the wrong order.
-    """
-    if not callable(func):
-        raise InvalidArgumentError(f"func must be callable as func(t, y), got {type(func).__name__}")
-
-    def fitted(slope: Any, y: Tensor) -> Any:
-        if not isinstance(slope, Tensor) or (slope.shape == y.shape and slope.dtype == y.dtype):
-            return slope
-        if slope.dtype != y.dtype and (y.is_complex() or not slope.is_complex()):
-            slope = slope.to(y.dtype)
-        if slope.shape == y.shape:
-            return slope
-        if slope.squeeze().shape == y.squeeze().shape:
-            return slope.reshape(y.shape)
-        if broadcasts and 0 < slope.dim() <= y.dim():
-            lengths = zip(reversed(slope.shape), reversed(y.shape), strict=False)
-            if all(own in (1, length) for own, length in lengths):
-                return slope.expand(y.shape)
-        return slope  # which the solver will say does not fit
-
-    def lenient(t: Tensor, y: Any) -> Any:
-        slope = func(t, y)
-        if isinstance(y, Tensor):
-            return fitted(slope, y)
-        if isinstance(slope, Iterable) and not isinstance(slope, Tensor):
-            parts = tuple(slope)
-            if len(parts) == len(y):
-                return tuple(fitted(part, y_part) for part, y_part in zip(parts, y, strict=True))
-        return slope
-
-    # Where to look for the parameters; types do not know that functions have attributes.
-    lenient.__wrapped__ = func  # type: ignore[attr-defined]
-    return lenient
-
-
-def _keywords(
-    func: Func, layout: StateLayout, t: Tensor, method: str, options: dict[str, Any] | None, suffix: str = ""
-) -> dict[str, Any]:
-    """The method, the options and the callbacks of torchdiffeq as keywords of `solve`."""
-    chosen = get_method(_ALIASES.get(method, method))
-    given = {name: value for name, value in (options or {}).items() if value is not None}
-    if isinstance(chosen, BlackBox):
-        known = {"norm"}
-    else:
-        known = _ADAPTIVE if chosen.adaptive else _FIXED
-        known = known | ({"max_iters"} if chosen.name == "explicit_adams" else set())
-    for name in given.keys() - known - chosen.options:
-        text = f"option {name!r} has no effect with method {method!r}{nearest(name, known | chosen.options)}"
-        warnings.warn(text, NeuralODEWarning, stacklevel=4)
-        del given[name]
-    own = {name: given.pop(name) for name in chosen.options & given.keys()}
-    keywords: dict[str, Any] = {"method": chosen.configured(**own) if own else chosen}
-    given.pop("dtype", None)
-    given.pop("max_iters", None)  # torchdiffeq's explicit_adams takes it, and does not iterate either
-    if isinstance(chosen, BlackBox):
-        given.pop("norm", None)
-    control = {name: given.pop(name) for name in _CONTROL if name in given}
-    if control:
-        keywords["controller"] = IntegralController(**control)
-    constructor = given.pop("grid_constructor", None)
-    if constructor is not None:
-        f = layout.dynamics(func)
-        keywords["grid"] = lambda times: constructor(f, layout.y0, times.to(layout.y0.device, t.dtype))
-    calls = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
-    adaptive = isinstance(chosen, Method) and chosen.adaptive
-    possible = _CALLBACKS if adaptive else _CALLBACKS[:1] if isinstance(chosen, Method) else ()
-    for name, call in calls.items():
-        if call is not None and name not in possible:
-            text = f"callback {name + suffix!r} is never called with method {method!r}"
-            warnings.warn(text, NeuralODEWarning, stacklevel=4)
-    keywords["callbacks"] = Callbacks(*(calls[name] for name in _CALLBACKS))
-    return keywords | {_RENAMED.get(name, name): value for name, value in given.items()}

@@ -47,7 +47,7 @@ ORIGINALS = "download"
 
 RESTORE = "restore it with `git checkout`"
 
-UNLISTED = {"compiled"}
+UNLISTED = {"compiled", "torchdiffeq_options"}
 """Parts of the library that only the library calls."""
 
 
