@@ -26,6 +26,7 @@ class InitialValueProblem:
         event: ends the solve where it crosses zero, or `None`.
         compile: whether the solve is to be compiled.
         batched: whether every row of `y0` has steps of its own.
+        dense: whether every step is to be kept.
     """
 
     f: Dynamics
@@ -36,6 +37,7 @@ class InitialValueProblem:
     event: Event | None = None
     compile: bool = False
     batched: bool = False
+    dense: bool = False
 
 
 def output_times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:
