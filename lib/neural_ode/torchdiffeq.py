@@ -11,32 +11,26 @@ from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.gradients import Backsolve, Gradient
-from neural_ode.methods import BlackBox, Method
-from neural_ode.problem.captured import captured, parameters_of
+from neural_ode.gradients.differentiable import explain_transforms
+from neural_ode.problem.captured import parameters_of
 from neural_ode.problem.event import Event
 from neural_ode.problem.layout import StateLayout
 from neural_ode.problem.state import State
-from neural_ode.solution import DenseOutput
-from neural_ode.solve import solve
+from neural_ode.solution import DenseOutput, Solution
+from neural_ode.solve import solve_laid_out
 from neural_ode.stepping.events import follow_event
-from neural_ode.torchdiffeq_options import Func, adjoint_norm, lenient, solver_keywords
+from neural_ode.stepping.settings import SolverSettings, stepping
+from neural_ode.torchdiffeq_options import (
+    Func,
+    NamedMethod,
+    adjoint_norm,
+    lenient,
+    named_method,
+    solver_keywords,
+)
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
-_RESET: dict[str, Any] = {
-    "controller": None,
-    "first_step": None,
-    "min_step": 0.0,
-    "max_step": math.inf,
-    "max_steps": 2**31 - 1,
-    "step_t": (),
-    "jump_t": (),
-    "step_size": None,
-    "grid": None,
-    "interpolation": "linear",
-    "perturb": False,
-}
-"""The backward solve takes no option from the forward solve but those it is given."""
 _EVENT_STEPS = 20_000
 """How many steps torchdiffeq, on a fixed grid, looks for an event; here the limit of all methods."""
 
@@ -83,7 +77,11 @@ def odeint(
         NeuralODEError: see `solve`; also where a solve on a fixed grid ends in NaN, which torchdiffeq returns. An
             event that has not happened after `max_num_steps` steps, by default 20000, raises `MaxStepsError`.
     """
-    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, None, compile)
+    layout = _laid_out(y0, t)
+    solution = _solve(
+        func, layout, t, rtol, atol, named_method(method), options, gradient, compile, event_fn=event_fn
+    )
+    return _states(solution, t, event_fn)
 
 
 def odeint_adjoint(
@@ -129,29 +127,18 @@ def odeint_adjoint(
         raise InvalidArgumentError(
             f"adjoint_options must be given: the options are for {method!r}, not for {adjoint_method!r}"
         )
+    layout, chosen = _laid_out(y0, t), named_method(method)
     if adjoint_params is not None:
         adjoint_params = tuple(adjoint_params)
     if gradient is None:
-        backward = dict((options if adjoint_options is None else adjoint_options) or {})
-        norm = backward.pop("norm", None)
-        if adjoint_options is None:
-            norm = None
         params = parameters_of(func) if adjoint_params is None else adjoint_params
-        if callable(norm) and not all(p.requires_grad for p in params):
-            text = (
-                "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
-            )
-            warnings.warn(text, NeuralODEWarning, stacklevel=2)
-        how = adjoint_method or method or "dopri5"
-        keywords = solver_keywords(func, StateLayout(y0), t, how, backward, "_adjoint")
-        gradient = Backsolve(
-            method=keywords.pop("method"),
-            rtol=adjoint_rtol,
-            atol=adjoint_atol,
-            norm=adjoint_norm(norm),
-            options=_RESET | keywords,
-        )
-    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, adjoint_params, compile)
+        own = chosen if adjoint_method in (None, method) else named_method(adjoint_method)
+        norm = (adjoint_options or {}).get("norm")
+        backward = (options if adjoint_options is None else adjoint_options) or {}
+        backward = {name: value for name, value in backward.items() if name != "norm"}
+        gradient = _backsolve(func, layout, t, adjoint_rtol, adjoint_atol, own, backward, norm, params)
+    solution = _solve(func, layout, t, rtol, atol, chosen, options, gradient, compile, event_fn, adjoint_params)
+    return _states(solution, t, event_fn)
 
 
 def odeint_event(
@@ -187,8 +174,7 @@ def odeint_event(
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
 
     layout = StateLayout(y0)
-    last: State = tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1]
-    state = StateLayout(last).y0
+    state = layout.pack(tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1])
     event = layout.event(moving)
     component = _component(event, t0.reshape(()), layout.y0, event_t, state)
     event_t, state = follow_event(layout.dynamics(lenient(func)), event, component, event_t, state)
@@ -235,67 +221,77 @@ def odeint_dense(
         A function that maps a time, or a tensor of times, to the states there.
     """
     t = torch.stack([torch.as_tensor(time, dtype=torch.float64).reshape(()).cpu() for time in (t0, t1)])
-    keywords = solver_keywords(func, StateLayout(y0), t, method or "dopri5", options)
-    dense = solve(
-        lenient(func, broadcasts=not _adaptive(keywords["method"])),
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        gradient=gradient,
-        compile=compile,
-        dense=True,
-        **keywords,
-    ).dense
+    chosen = named_method(method)
+    dense = _solve(func, StateLayout(y0), t, rtol, atol, chosen, options, gradient, compile, dense=True).dense
     assert isinstance(dense, DenseOutput)
     return dense
 
 
-def _odeint(
+def _laid_out(y0: State, t: Tensor) -> StateLayout:
+    if not isinstance(t, Tensor):
+        raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
+    return StateLayout(y0)
+
+
+def _solve(
     func: Func,
-    y0: State,
+    layout: StateLayout,
     t: Tensor,
     rtol: Any,
     atol: Any,
-    method: str | None,
+    method: NamedMethod,
     options: dict[str, Any] | None,
-    event_fn: Callable[[Tensor, Any], Tensor] | None,
     gradient: str | Gradient | None,
-    params: Iterable[Tensor] | None,
     compile: bool,
-) -> Any:
-    if not isinstance(t, Tensor):
-        raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
-    layout = StateLayout(y0)
-    if params is None and gradient not in (None, "direct") and not isinstance(func, nn.Module):
-        params = tuple(captured(func).values())
-    keywords = solver_keywords(func, layout, t, method or "dopri5", options)
-    times = t
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    params: Iterable[Tensor] | None = None,
+    dense: bool = False,
+) -> Solution:
+    """What the arguments of torchdiffeq mean to `solve`."""
+    keywords = solver_keywords(func, layout, t, method, options)
+    event = None
     if event_fn is not None:
         if len(t) != 2:
             raise InvalidArgumentError(
                 f"t must hold two times, the start and one in the direction to go, got {len(t)}"
             )
+        event = replace(Event.of(event_fn), moves=False)
         away = math.copysign(math.inf, (t[1] - t[0]).item())
-        times = torch.cat([t[:1], t.new_tensor([away])])
+        t = torch.cat([t[:1], t.new_tensor([away])])
         keywords = {"max_steps": _EVENT_STEPS} | keywords
-    solution = solve(
-        lenient(func, broadcasts=not _adaptive(keywords["method"])),
-        y0,
-        times,
-        rtol=rtol,
-        atol=atol,
-        gradient=gradient,
-        params=params,
-        event=None if event_fn is None else replace(Event.of(event_fn), moves=False),
-        compile=compile,
-        **keywords,
-    )
+    dynamics = lenient(func, broadcasts=not method.method.adaptive)
+    with explain_transforms():
+        settings = SolverSettings.checked(layout, rtol=rtol, atol=atol, **keywords)
+        return solve_laid_out(
+            dynamics, layout, t, settings, gradient, params, look=True, event=event, compile=compile, dense=dense
+        )
+
+
+def _states(solution: Solution, t: Tensor, event_fn: object) -> Any:
     if event_fn is None:
         return solution.y
     return solution.t[-1].to(t.dtype).to(t.device), solution.y
 
 
-def _adaptive(method: Method | BlackBox) -> bool:
-    """Whether torchdiffeq's method of this kind controls its error."""
-    return not isinstance(method, Method) or method.adaptive
+def _backsolve(
+    func: Func,
+    layout: StateLayout,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: NamedMethod,
+    options: dict[str, Any],
+    norm: Any,
+    params: Iterable[Tensor],
+) -> Backsolve:
+    """The adjoint method as torchdiffeq's arguments describe it.
+
+    Its solve takes no option from the forward solve but those it is given.
+    """
+    if callable(norm) and not all(p.requires_grad for p in params):
+        text = "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
+        warnings.warn(text, NeuralODEWarning, stacklevel=3)
+    keywords = solver_keywords(func, layout, t, method, options, "_adjoint")
+    own, callbacks = keywords.pop("method"), keywords.pop("callbacks")
+    steps = stepping(**keywords) | {"callbacks": callbacks}
+    return Backsolve(method=own, rtol=rtol, atol=atol, norm=adjoint_norm(norm), options=steps)

@@ -1,8 +1,8 @@
 """What users of torchdiffeq pass, as `solve` takes it: methods, options, callbacks, norms and dynamics."""
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,58 +13,124 @@ from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.layout import StateLayout
 from neural_ode.problem.state import State
 
-__all__ = ["Func", "adjoint_norm", "lenient", "solver_keywords"]
+__all__ = ["Func", "NamedMethod", "adjoint_norm", "lenient", "named_method", "solver_keywords"]
 
 Func = Callable[[Tensor, Any], Any]
 
 _ALIASES = {"fixed_adams": "implicit_adams"}
-_CONTROL = ("safety", "ifactor", "dfactor")
+
 _ADAPTIVE = {
-    *("first_step", "min_step", "max_step", "max_num_steps", "step_t", "jump_t", "norm", "dtype"),
-    *_CONTROL,
+    "first_step": "first_step",
+    "min_step": "min_step",
+    "max_step": "max_step",
+    "max_num_steps": "max_steps",
+    "step_t": "step_t",
+    "jump_t": "jump_t",
+    "norm": "norm",
+    "safety": "controller",
+    "ifactor": "controller",
+    "dfactor": "controller",
+    "dtype": None,  # times are counted in float64
 }
-_FIXED = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
-_RENAMED = {"max_num_steps": "max_steps", "interp": "interpolation"}
+"""The options of methods with error control, by the keywords of `solve` they become; `None` has no effect."""
+
+_FIXED = {
+    "step_size": "step_size",
+    "grid_constructor": "grid",
+    "interp": "interpolation",
+    "perturb": "perturb",
+    "norm": "norm",
+}
+"""The same for methods on a fixed grid."""
+
+_OF_ONE = {"explicit_adams": {"max_iters": None}}  # it does not iterate there either
+"""Further options of single methods, besides those that `configured` knows."""
+
+_BLACK_BOX = {"norm": None}
+
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
+class NamedMethod(NamedTuple):
+    """A method, and what the user calls it, for messages."""
+
+    name: str
+    method: Method | BlackBox
+
+    @property
+    def options(self) -> Mapping[str, str | None]:
+        """The options that torchdiffeq's method of this kind has, see above."""
+        if not self.method.shows_steps:
+            return _BLACK_BOX
+        return (_ADAPTIVE if self.method.adaptive else _FIXED) | _OF_ONE.get(self.method.name, {})
+
+    @property
+    def callbacks(self) -> tuple[str, ...]:
+        """The callbacks that it calls."""
+        if not self.method.shows_steps:
+            return ()
+        return _CALLBACKS if self.method.adaptive else _CALLBACKS[:1]
+
+
+def named_method(name: str | None) -> NamedMethod:
+    """Look a method up by its name in torchdiffeq; `None` is its default."""
+    name = name or "dopri5"
+    return NamedMethod(name, get_method(_ALIASES.get(name, name)))
+
+
 def solver_keywords(
-    func: Func, layout: StateLayout, t: Tensor, method: str, options: dict[str, Any] | None, suffix: str = ""
+    func: Func,
+    layout: StateLayout,
+    t: Tensor,
+    method: NamedMethod,
+    options: dict[str, Any] | None,
+    suffix: str = "",
 ) -> dict[str, Any]:
-    """The method, the options and the callbacks of torchdiffeq as keywords of `solve`."""
-    chosen = get_method(_ALIASES.get(method, method))
-    given = {name: value for name, value in (options or {}).items() if value is not None}
-    if isinstance(chosen, BlackBox):
-        known = {"norm"}
-    else:
-        known = _ADAPTIVE if chosen.adaptive else _FIXED
-        known = known | ({"max_iters"} if chosen.name == "explicit_adams" else set())
-    for name in given.keys() - known - chosen.options:
-        text = f"option {name!r} has no effect with method {method!r}{nearest(name, known | chosen.options)}"
-        warnings.warn(text, NeuralODEWarning, stacklevel=4)
-        del given[name]
-    own = {name: given.pop(name) for name in chosen.options & given.keys()}
-    keywords: dict[str, Any] = {"method": chosen.configured(**own) if own else chosen}
-    given.pop("dtype", None)
-    given.pop("max_iters", None)  # torchdiffeq's explicit_adams takes it, and does not iterate either
-    if isinstance(chosen, BlackBox):
-        given.pop("norm", None)
-    control = {name: given.pop(name) for name in _CONTROL if name in given}
+    """The method, the options and the callbacks of torchdiffeq as keywords of `solve`.
+
+    Args:
+        func: carries the callbacks.
+        layout: of the initial state.
+        t: as the user gave it.
+        method: the options are for it; those that it does not have warn.
+        options: as the user gave them; `None` stands for one that was left out.
+        suffix: what the names of callbacks end in.
+    """
+    chosen, table = method.method, method.options
+    keywords: dict[str, Any] = {}
+    control, own = {}, {}
+    for option, value in (options or {}).items():
+        if value is None:
+            continue
+        if option in chosen.options:
+            own[option] = value
+        elif option not in table:
+            hint = nearest(option, table.keys() | chosen.options)
+            _warn(f"option {option!r} has no effect with method {method.name!r}{hint}")
+        elif table[option] == "controller":
+            control[option] = value
+        elif table[option] == "grid":
+            keywords["grid"] = _grid(value, func, layout, t)
+        elif keyword := table[option]:
+            keywords[keyword] = value
     if control:
         keywords["controller"] = IntegralController(**control)
-    constructor = given.pop("grid_constructor", None)
-    if constructor is not None:
-        f = layout.dynamics(func)
-        keywords["grid"] = lambda times: constructor(f, layout.y0, times.to(layout.y0.device, t.dtype))
     calls = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
-    adaptive = isinstance(chosen, Method) and chosen.adaptive
-    possible = _CALLBACKS if adaptive else _CALLBACKS[:1] if isinstance(chosen, Method) else ()
     for name, call in calls.items():
-        if call is not None and name not in possible:
-            text = f"callback {name + suffix!r} is never called with method {method!r}"
-            warnings.warn(text, NeuralODEWarning, stacklevel=4)
-    keywords["callbacks"] = Callbacks(*(calls[name] for name in _CALLBACKS))
-    return keywords | {_RENAMED.get(name, name): value for name, value in given.items()}
+        if call is not None and name not in method.callbacks:
+            _warn(f"callback {name + suffix!r} is never called with method {method.name!r}")
+    keywords["callbacks"] = Callbacks(*calls.values())
+    return keywords | {"method": chosen.configured(**own) if own else chosen}
+
+
+def _warn(text: str) -> None:
+    """Called two functions below one of the four that users call."""
+    warnings.warn(text, NeuralODEWarning, stacklevel=5)
+
+
+def _grid(constructor: Callable[..., Tensor], func: Func, layout: StateLayout, t: Tensor) -> Callable[..., Tensor]:
+    f = layout.dynamics(func)
+    return lambda times: constructor(f, layout.y0, times.to(layout.y0.device, t.dtype))
 
 
 def lenient(func: Func, broadcasts: bool = True) -> Func:
