@@ -5,6 +5,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 project = "Neural ODEs, reproduced"
@@ -59,6 +60,13 @@ def plain(app: object, what: str, name: str, obj: object, options: object, lines
         lines[number] = re.sub(r"(`\w+`)(?=\w)", r"\1\ ", line)  # a plural: `Name`s
 
 
+def one_return_type(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
+    """Where arguments come in groups, Sphinx says the return type below each. It belongs to the last."""
+    for fields in [node for node in content if isinstance(node, nodes.field_list)][:-1]:
+        for field in [field for field in fields if field[0].astext() == "rtype"]:
+            fields.remove(field)
+
+
 def copy_mathjax(app: Sphinx, failure: Exception | None) -> None:
     if failure is None:
         for name in (Path("tex-chtml.js"), Path("output", "chtml", "fonts", "woff-v2")):
@@ -81,3 +89,4 @@ def setup(app: Sphinx) -> None:
     app.connect("build-finished", mend_sources)
     app.connect("build-finished", copy_mathjax)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
+    app.connect("object-description-transform", one_return_type, priority=600)  # after the types

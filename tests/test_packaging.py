@@ -173,7 +173,7 @@ def test_every_package_of_an_extra_is_imported_within_needs() -> None:
 LAYERS = (
     *("neural_ode.errors", "neural_ode.problem", "neural_ode.control", "neural_ode.methods", "neural_ode.solution"),
     *("neural_ode.stepping", "neural_ode.compiled", "neural_ode.gradients", "neural_ode.solve"),
-    *("neural_ode.torchdiffeq", "neural_ode.nn"),
+    *("neural_ode.torchdiffeq_options", "neural_ode.torchdiffeq", "neural_ode.nn"),
     ("reproduction.files", "reproduction.imports", "reproduction.display"),
     ("reproduction.models", "reproduction.data", "reproduction.measure", "reproduction.claims"),
     ("reproduction.workspace", "reproduction.training", "reproduction.figures", "reproduction.experiments"),

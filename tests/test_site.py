@@ -1,5 +1,6 @@
 """The site is whole, shows what it should, and asks no other host for anything."""
 
+import inspect
 import json
 import re
 import shutil
@@ -105,6 +106,16 @@ def test_the_reference_is_complete(pages: dict[Path, Page], site: Path) -> None:
     assert not listed - anchors
     shown = {anchor.removeprefix("module-") for anchor in anchors}
     assert not {module for part in parts.values() for module in part} - shown - {"neural_ode.solve"}
+
+
+def test_arguments_in_groups(pages: dict[Path, Page], site: Path) -> None:
+    """Every argument of `solve` stands in one of them with its type, and the type of the result below the last."""
+    text = pages[site / "api" / "index.html"].text.partition('id="neural_ode.solve"')[2]
+    text = text.partition('id="neural_ode.odeint"')[0]
+    for name in inspect.signature(neural_ode.solve).parameters:
+        assert text.count(f"<strong>{name}</strong> (") == 1, name
+    assert text.count("Return type") == 1
+    assert text.count("Parameters<") == 4
 
 
 def test_the_first_page_shows_every_claim(pages: dict[Path, Page], site: Path) -> None:

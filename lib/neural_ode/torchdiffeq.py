@@ -9,46 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_ode.control.controllers import IntegralController
-from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, nearest
+from neural_ode.errors import InvalidArgumentError, NeuralODEWarning
 from neural_ode.gradients import Backsolve, Gradient
-from neural_ode.methods import BlackBox, Method, get_method
-from neural_ode.problem.callbacks import Callbacks
-from neural_ode.problem.captured import captured, parameters_of
+from neural_ode.gradients.differentiable import explain_transforms
+from neural_ode.problem.captured import parameters_of
 from neural_ode.problem.event import Event
 from neural_ode.problem.layout import StateLayout
 from neural_ode.problem.state import State
-from neural_ode.solution import DenseOutput
-from neural_ode.solve import solve
+from neural_ode.solution import DenseOutput, Solution
+from neural_ode.solve import solve_laid_out
 from neural_ode.stepping.events import follow_event
+from neural_ode.stepping.settings import SolverSettings, stepping
+from neural_ode.torchdiffeq_options import (
+    Func,
+    NamedMethod,
+    adjoint_norm,
+    lenient,
+    named_method,
+    solver_keywords,
+)
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
-Func = Callable[[Tensor, Any], Any]
-
-_ALIASES = {"fixed_adams": "implicit_adams"}
-_CONTROL = ("safety", "ifactor", "dfactor")
-_ADAPTIVE = {
-    *("first_step", "min_step", "max_step", "max_num_steps", "step_t", "jump_t", "norm", "dtype"),
-    *_CONTROL,
-}
-_FIXED = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
-_RENAMED = {"max_num_steps": "max_steps", "interp": "interpolation"}
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
-_RESET: dict[str, Any] = {
-    "controller": None,
-    "first_step": None,
-    "min_step": 0.0,
-    "max_step": math.inf,
-    "max_steps": 2**31 - 1,
-    "step_t": (),
-    "jump_t": (),
-    "step_size": None,
-    "grid": None,
-    "interpolation": "linear",
-    "perturb": False,
-}
-"""The backward solve takes no option from the forward solve but those it is given."""
 _EVENT_STEPS = 20_000
 """How many steps torchdiffeq, on a fixed grid, looks for an event; here the limit of all methods."""
 
@@ -95,7 +77,11 @@ def odeint(
         NeuralODEError: see `solve`; also where a solve on a fixed grid ends in NaN, which torchdiffeq returns. An
             event that has not happened after `max_num_steps` steps, by default 20000, raises `MaxStepsError`.
     """
-    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, None, compile)
+    layout = _laid_out(y0, t)
+    solution = _solve(
+        func, layout, t, rtol, atol, named_method(method), options, gradient, compile, event_fn=event_fn
+    )
+    return _states(solution, t, event_fn)
 
 
 def odeint_adjoint(
@@ -141,28 +127,18 @@ def odeint_adjoint(
         raise InvalidArgumentError(
             f"adjoint_options must be given: the options are for {method!r}, not for {adjoint_method!r}"
         )
+    layout, chosen = _laid_out(y0, t), named_method(method)
     if adjoint_params is not None:
         adjoint_params = tuple(adjoint_params)
     if gradient is None:
-        backward = dict((options if adjoint_options is None else adjoint_options) or {})
-        norm = backward.pop("norm", None)
-        if adjoint_options is None:
-            norm = None
         params = parameters_of(func) if adjoint_params is None else adjoint_params
-        if callable(norm) and not all(p.requires_grad for p in params):
-            text = (
-                "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
-            )
-            warnings.warn(text, NeuralODEWarning, stacklevel=2)
-        keywords = _keywords(func, StateLayout(y0), t, adjoint_method or method or "dopri5", backward, "_adjoint")
-        gradient = Backsolve(
-            method=keywords.pop("method"),
-            rtol=adjoint_rtol,
-            atol=adjoint_atol,
-            norm=_adjoint_norm(norm),
-            options=_RESET | keywords,
-        )
-    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, gradient, adjoint_params, compile)
+        own = chosen if adjoint_method in (None, method) else named_method(adjoint_method)
+        norm = (adjoint_options or {}).get("norm")
+        backward = (options if adjoint_options is None else adjoint_options) or {}
+        backward = {name: value for name, value in backward.items() if name != "norm"}
+        gradient = _backsolve(func, layout, t, adjoint_rtol, adjoint_atol, own, backward, norm, params)
+    solution = _solve(func, layout, t, rtol, atol, chosen, options, gradient, compile, event_fn, adjoint_params)
+    return _states(solution, t, event_fn)
 
 
 def odeint_event(
@@ -198,11 +174,10 @@ def odeint_event(
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
 
     layout = StateLayout(y0)
-    last: State = tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1]
-    state = StateLayout(last).y0
+    state = layout.pack(tuple(part[-1] for part in solution) if isinstance(solution, tuple) else solution[-1])
     event = layout.event(moving)
     component = _component(event, t0.reshape(()), layout.y0, event_t, state)
-    event_t, state = follow_event(layout.dynamics(_lenient(func)), event, component, event_t, state)
+    event_t, state = follow_event(layout.dynamics(lenient(func)), event, component, event_t, state)
     end = layout.restore(state)
     if isinstance(solution, tuple):
         return event_t, tuple(
@@ -246,158 +221,77 @@ def odeint_dense(
         A function that maps a time, or a tensor of times, to the states there.
     """
     t = torch.stack([torch.as_tensor(time, dtype=torch.float64).reshape(()).cpu() for time in (t0, t1)])
-    keywords = _keywords(func, StateLayout(y0), t, method or "dopri5", options)
-    dense = solve(
-        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        gradient=gradient,
-        compile=compile,
-        dense=True,
-        **keywords,
-    ).dense
+    chosen = named_method(method)
+    dense = _solve(func, StateLayout(y0), t, rtol, atol, chosen, options, gradient, compile, dense=True).dense
     assert isinstance(dense, DenseOutput)
     return dense
 
 
-def _odeint(
+def _laid_out(y0: State, t: Tensor) -> StateLayout:
+    if not isinstance(t, Tensor):
+        raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
+    return StateLayout(y0)
+
+
+def _solve(
     func: Func,
-    y0: State,
+    layout: StateLayout,
     t: Tensor,
     rtol: Any,
     atol: Any,
-    method: str | None,
+    method: NamedMethod,
     options: dict[str, Any] | None,
-    event_fn: Callable[[Tensor, Any], Tensor] | None,
     gradient: str | Gradient | None,
-    params: Iterable[Tensor] | None,
     compile: bool,
-) -> Any:
-    if not isinstance(t, Tensor):
-        raise InvalidArgumentError(f"t must be a tensor, got {type(t).__name__}: use torch.as_tensor(t)")
-    layout = StateLayout(y0)
-    if params is None and gradient not in (None, "direct") and not isinstance(func, nn.Module):
-        params = tuple(captured(func).values())
-    keywords = _keywords(func, layout, t, method or "dopri5", options)
-    times = t
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    params: Iterable[Tensor] | None = None,
+    dense: bool = False,
+) -> Solution:
+    """What the arguments of torchdiffeq mean to `solve`."""
+    keywords = solver_keywords(func, layout, t, method, options)
+    event = None
     if event_fn is not None:
         if len(t) != 2:
             raise InvalidArgumentError(
                 f"t must hold two times, the start and one in the direction to go, got {len(t)}"
             )
+        event = replace(Event.of(event_fn), moves=False)
         away = math.copysign(math.inf, (t[1] - t[0]).item())
-        times = torch.cat([t[:1], t.new_tensor([away])])
+        t = torch.cat([t[:1], t.new_tensor([away])])
         keywords = {"max_steps": _EVENT_STEPS} | keywords
-    solution = solve(
-        _lenient(func, broadcasts=not _adaptive(keywords["method"])),
-        y0,
-        times,
-        rtol=rtol,
-        atol=atol,
-        gradient=gradient,
-        params=params,
-        event=None if event_fn is None else replace(Event.of(event_fn), moves=False),
-        compile=compile,
-        **keywords,
-    )
+    dynamics = lenient(func, broadcasts=not method.method.adaptive)
+    with explain_transforms():
+        settings = SolverSettings.checked(layout, rtol=rtol, atol=atol, **keywords)
+        return solve_laid_out(
+            dynamics, layout, t, settings, gradient, params, look=True, event=event, compile=compile, dense=dense
+        )
+
+
+def _states(solution: Solution, t: Tensor, event_fn: object) -> Any:
     if event_fn is None:
         return solution.y
     return solution.t[-1].to(t.dtype).to(t.device), solution.y
 
 
-def _adjoint_norm(norm: Any) -> Any:
-    """The norm of torchdiffeq's adjoint as one of `Backsolve`."""
-    if norm is None or not callable(norm):
-        return norm
+def _backsolve(
+    func: Func,
+    layout: StateLayout,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: NamedMethod,
+    options: dict[str, Any],
+    norm: Any,
+    params: Iterable[Tensor],
+) -> Backsolve:
+    """The adjoint method as torchdiffeq's arguments describe it.
 
-    def own(z: State, a: State, gradients: tuple[Tensor, ...]) -> Tensor:
-        parts = [*(z if isinstance(z, tuple) else (z,)), *(a if isinstance(a, tuple) else (a,)), *gradients]
-        size: Tensor = norm((parts[0].new_zeros(()).abs(), *parts))
-        return size
-
-    return own
-
-
-def _adaptive(method: Method | BlackBox) -> bool:
-    """Whether torchdiffeq's method of this kind controls its error."""
-    return not isinstance(method, Method) or method.adaptive
-
-
-def _lenient(func: Func, broadcasts: bool = True) -> Func:
-    """`func` with the derivative brought to the shape and real dtype of the state where torchdiffeq does so.
-
-    There, dimensions of length 1 may be missing or too many, and on fixed grids a derivative broadcasts. One of
-    shape () does not: it comes from arguments in the wrong order.
+    Its solve takes no option from the forward solve but those it is given.
     """
-    if not callable(func):
-        raise InvalidArgumentError(f"func must be callable as func(t, y), got {type(func).__name__}")
-
-    def fitted(slope: Any, y: Tensor) -> Any:
-        if not isinstance(slope, Tensor) or (slope.shape == y.shape and slope.dtype == y.dtype):
-            return slope
-        if slope.dtype != y.dtype and (y.is_complex() or not slope.is_complex()):
-            slope = slope.to(y.dtype)
-        if slope.shape == y.shape:
-            return slope
-        if slope.squeeze().shape == y.squeeze().shape:
-            return slope.reshape(y.shape)
-        if broadcasts and 0 < slope.dim() <= y.dim():
-            lengths = zip(reversed(slope.shape), reversed(y.shape), strict=False)
-            if all(own in (1, length) for own, length in lengths):
-                return slope.expand(y.shape)
-        return slope  # which the solver will say does not fit
-
-    def lenient(t: Tensor, y: Any) -> Any:
-        slope = func(t, y)
-        if isinstance(y, Tensor):
-            return fitted(slope, y)
-        if isinstance(slope, Iterable) and not isinstance(slope, Tensor):
-            parts = tuple(slope)
-            if len(parts) == len(y):
-                return tuple(fitted(part, y_part) for part, y_part in zip(parts, y, strict=True))
-        return slope
-
-    # Where to look for the parameters; types do not know that functions have attributes.
-    lenient.__wrapped__ = func  # type: ignore[attr-defined]
-    return lenient
-
-
-def _keywords(
-    func: Func, layout: StateLayout, t: Tensor, method: str, options: dict[str, Any] | None, suffix: str = ""
-) -> dict[str, Any]:
-    """The method, the options and the callbacks of torchdiffeq as keywords of `solve`."""
-    chosen = get_method(_ALIASES.get(method, method))
-    given = {name: value for name, value in (options or {}).items() if value is not None}
-    if isinstance(chosen, BlackBox):
-        known = {"norm"}
-    else:
-        known = _ADAPTIVE if chosen.adaptive else _FIXED
-        known = known | ({"max_iters"} if chosen.name == "explicit_adams" else set())
-    for name in given.keys() - known - chosen.options:
-        text = f"option {name!r} has no effect with method {method!r}{nearest(name, known | chosen.options)}"
-        warnings.warn(text, NeuralODEWarning, stacklevel=4)
-        del given[name]
-    own = {name: given.pop(name) for name in chosen.options & given.keys()}
-    keywords: dict[str, Any] = {"method": chosen.configured(**own) if own else chosen}
-    given.pop("dtype", None)
-    given.pop("max_iters", None)  # torchdiffeq's explicit_adams takes it, and does not iterate either
-    if isinstance(chosen, BlackBox):
-        given.pop("norm", None)
-    control = {name: given.pop(name) for name in _CONTROL if name in given}
-    if control:
-        keywords["controller"] = IntegralController(**control)
-    constructor = given.pop("grid_constructor", None)
-    if constructor is not None:
-        f = layout.dynamics(func)
-        keywords["grid"] = lambda times: constructor(f, layout.y0, times.to(layout.y0.device, t.dtype))
-    calls = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
-    adaptive = isinstance(chosen, Method) and chosen.adaptive
-    possible = _CALLBACKS if adaptive else _CALLBACKS[:1] if isinstance(chosen, Method) else ()
-    for name, call in calls.items():
-        if call is not None and name not in possible:
-            text = f"callback {name + suffix!r} is never called with method {method!r}"
-            warnings.warn(text, NeuralODEWarning, stacklevel=4)
-    keywords["callbacks"] = Callbacks(*(calls[name] for name in _CALLBACKS))
-    return keywords | {_RENAMED.get(name, name): value for name, value in given.items()}
+    if callable(norm) and not all(p.requires_grad for p in params):
+        text = "parameters that do not require gradients are not solved for and do not appear in the adjoint norm"
+        warnings.warn(text, NeuralODEWarning, stacklevel=3)
+    keywords = solver_keywords(func, layout, t, method, options, "_adjoint")
+    own, callbacks = keywords.pop("method"), keywords.pop("callbacks")
+    steps = stepping(**keywords) | {"callbacks": callbacks}
+    return Backsolve(method=own, rtol=rtol, atol=atol, norm=adjoint_norm(norm), options=steps)

@@ -24,12 +24,22 @@ __all__ = [
     "Interpolating",
     "RecursiveCheckpoint",
     "Reversible",
+    "check_gradient",
     "get_gradient",
 ]
 
 
 class Gradient(Protocol):
-    """A way to differentiate a solve."""
+    """A way to differentiate a solve.
+
+    More of it is known where it has these attributes:
+
+    * `name`: the usual name.
+    * `needs_params`: whether it has to know which tensors besides `y0` and `t` get gradients (true), or autograd
+      records what `f` depends on (false). Without it, nothing is looked for.
+    * `supports_rows`, `supports_dense`: whether it can do `batched=True` and `dense=True`. Without them it cannot.
+    * `check(problem, settings)`: raises `InvalidArgumentError` where it cannot differentiate that. Called first.
+    """
 
     def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         """Solve, and return the trajectory with its states attached to the graph of autograd."""
@@ -55,3 +65,21 @@ def get_gradient(gradient: str | Gradient) -> Gradient:
     if isinstance(gradient, type) or not callable(gradient):
         raise InvalidArgumentError(f"gradient must be a name or an object such as Backsolve(), got {gradient!r}")
     return gradient
+
+
+def check_gradient(gradient: Gradient, problem: InitialValueProblem, settings: SolverSettings) -> None:
+    """Whether a problem can be differentiated so, solved with these settings.
+
+    Raises:
+        InvalidArgumentError: it cannot; the message names what to use instead.
+    """
+    if problem.batched and not getattr(gradient, "supports_rows", False):
+        raise InvalidArgumentError(
+            "batched=True needs gradient='direct' or 'recursive_checkpoint', which go back through the steps of "
+            f"each row, or 'backsolve', which gives each row new ones; got {gradient!r}"
+        )
+    if problem.dense and not getattr(gradient, "supports_dense", False):
+        raise InvalidArgumentError("dense=True needs gradient='direct': it keeps the steps")
+    check = getattr(gradient, "check", None)
+    if check is not None:
+        check(problem, settings)

@@ -76,6 +76,7 @@ class Adjoint:
     """
 
     name: ClassVar[str]
+    needs_params: ClassVar[bool] = True
     states: ClassVar[int]
 
     method: str | Method | BlackBox | Solver | None = None
@@ -101,14 +102,21 @@ class Adjoint:
         if self.method is not None:
             object.__setattr__(self, "method", get_method(self.method))
 
-    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
-        refuse_transforms(self.name)
+    def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        """Whether a problem can be differentiated so, solved with these settings.
+
+        Raises:
+            InvalidArgumentError: it cannot; the message names what to use instead.
+        """
         method = settings.method if self.method is None else get_method(self.method)
-        if self.quadrature and not isinstance(method, ExplicitRungeKutta):
+        if self.quadrature and not method.supports_quadrature:
             raise InvalidArgumentError(
                 f"quadrature=True is for explicit Runge-Kutta methods, such as dopri5; the backward solve has "
                 f"{method.name}: leave it out or pass method='dopri5'"
             )
+
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
+        refuse_transforms(self.name)
         memory = self.memory(settings)
         found: list[Trajectory] = []
         rows = _Adjoint.apply(problem, settings, self, memory, stats, found, problem.y0, problem.t, *problem.params)

@@ -16,7 +16,8 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.adjoint import Adjoint, BackwardSolve, Memory
 from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.gradients.checkpoints import Checkpoints, Snapshot
-from neural_ode.methods import BlackBox, ExplicitRungeKutta, Method, get_method
+from neural_ode.methods import BlackBox, Method, get_method
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Segment
 from neural_ode.stepping.settings import SolverSettings
 
@@ -36,6 +37,7 @@ class Backsolve(Adjoint):
     """
 
     name: ClassVar[str] = "backsolve"
+    supports_rows: ClassVar[bool] = True
     states: ClassVar[int] = AugmentedSystem.states
 
     checkpoints: int = 0
@@ -47,14 +49,19 @@ class Backsolve(Adjoint):
                 f"checkpoints must be a whole number of at least 0, got {self.checkpoints!r}"
             )
 
-    def check_rows(self, forward: Method) -> None:
-        """Whether the backward solve can give every row of a batch steps of its own.
+    def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        if problem.batched:
+            self._check_rows(settings.method if self.method is None else get_method(self.method))
+        super().check(problem, settings)
+        if self.checkpoints and not settings.method.shows_steps:
+            raise InvalidArgumentError(
+                f"checkpoints={self.checkpoints} cannot be kept: {settings.method.name} does not show its steps; "
+                "add output times instead, or use another method"
+            )
 
-        Raises:
-            InvalidArgumentError: with these options it cannot.
-        """
-        method = forward if self.method is None else get_method(self.method)
-        if not isinstance(method, ExplicitRungeKutta) or not method.adaptive:
+    def _check_rows(self, method: Method | BlackBox) -> None:
+        """Whether the backward solve can give every row of a batch steps of its own."""
+        if not (method.supports_rows and method.adaptive):
             raise InvalidArgumentError(
                 "with batched=True the backward solve needs an explicit method with error control, such as "
                 f"dopri5; got {method.name}"
@@ -66,14 +73,7 @@ class Backsolve(Adjoint):
                 )
 
     def memory(self, settings: SolverSettings) -> Memory:
-        if not self.checkpoints:
-            return Memory()
-        if isinstance(settings.method, BlackBox):
-            raise InvalidArgumentError(
-                f"checkpoints={self.checkpoints} cannot be kept: {settings.method.name} does not show its steps; "
-                "add output times instead, or use another method"
-            )
-        return _Restarts(self.checkpoints)
+        return _Restarts(self.checkpoints) if self.checkpoints else Memory()
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
         batched = solve.problem.batched

@@ -16,6 +16,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.adjoint import Adjoint, BackwardSolve, Memory
 from neural_ode.gradients.augmented import AdjointSystem
 from neural_ode.methods import Method
+from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import DenseOutput, Segment
 from neural_ode.stepping.settings import SolverSettings
 from neural_ode.stepping.step_records import take_tensors
@@ -37,14 +38,17 @@ class Interpolating(Adjoint):
     name: ClassVar[str] = "interpolating"
     states: ClassVar[int] = AdjointSystem.states
 
-    def memory(self, settings: SolverSettings) -> Memory:
-        method = settings.method
-        if not isinstance(method, Method) or not method.has_dense_output:
+    def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        super().check(problem, settings)
+        if not settings.method.has_dense_output:
             raise InvalidArgumentError(
-                f"gradient='interpolating' needs the dense output of the solve, and {method.name} has none: use "
-                "dopri5, or gradient='recursive_checkpoint' or 'backsolve'"
+                f"gradient='interpolating' needs the dense output of the solve, and {settings.method.name} has "
+                "none: use dopri5, or gradient='recursive_checkpoint' or 'backsolve'"
             )
-        return _Dense(method)
+
+    def memory(self, settings: SolverSettings) -> Memory:
+        assert isinstance(settings.method, Method)
+        return _Dense(settings.method)
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
         assert isinstance(solve.memory, _Dense)

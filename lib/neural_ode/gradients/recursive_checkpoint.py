@@ -33,6 +33,8 @@ class RecursiveCheckpoint:
     """
 
     name: ClassVar[str] = "recursive_checkpoint"
+    needs_params: ClassVar[bool] = True
+    supports_rows: ClassVar[bool] = True
 
     checkpoints: Budget = None
 
@@ -41,6 +43,13 @@ class RecursiveCheckpoint:
         if not (k is None or k == "log" or (isinstance(k, int) and not isinstance(k, bool) and k >= 1)):
             raise InvalidArgumentError(
                 f"checkpoints must be a whole number of at least 1, 'log', or None for all states, got {k!r}"
+            )
+
+    def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        if not settings.method.shows_steps:
+            raise InvalidArgumentError(
+                "gradient='recursive_checkpoint' goes back through the steps of the solver, and "
+                f"{settings.method.name} does not show them: use gradient='backsolve'"
             )
 
     def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:

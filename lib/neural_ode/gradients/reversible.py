@@ -47,6 +47,7 @@ class Reversible:
     """
 
     name: ClassVar[str] = "reversible"
+    needs_params: ClassVar[bool] = True
 
     coupling: float = 0.999
 
@@ -56,15 +57,22 @@ class Reversible:
             raise InvalidArgumentError(f"coupling must lie in (0, 1], got {self.coupling!r}")
         object.__setattr__(self, "coupling", coupling)
 
-    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
+    def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
         if problem.event is not None:
             raise InvalidArgumentError(
                 "event cannot be used with gradient='reversible', which has no states inside of its steps: use "
                 "gradient='recursive_checkpoint'"
             )
+        if not settings.method.supports_reversal:
+            raise InvalidArgumentError(
+                "gradient='reversible' is for explicit Runge-Kutta methods, such as dopri5; for "
+                f"{settings.method.name} use gradient='recursive_checkpoint'"
+            )
+
+    def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         if problem.compile:
             text = "compile=True has no effect with gradient='reversible', which runs as it is"
-            warnings.warn(text, NeuralODEWarning, stacklevel=3)
+            warnings.warn(text, NeuralODEWarning, stacklevel=6)
         settings, method = self.settings(settings, problem.t)
         trail = _Reversal(method)
         trajectory = solve_stepwise(self.name, problem, settings, stats, trail)
@@ -87,15 +95,11 @@ class Reversible:
                 f"the problem decays too fast. Use a smaller coupling than {self.coupling}, shorter steps, or "
                 "gradient='recursive_checkpoint'"
             )
-            warnings.warn(text, NeuralODEWarning, stacklevel=4)
+            warnings.warn(text, NeuralODEWarning, stacklevel=7)
 
     def settings(self, settings: SolverSettings, t: Tensor) -> tuple[SolverSettings, ReversibleRungeKutta]:
         """With the reversible form of the method, and steps that end at the times `t`; and that method."""
-        if not isinstance(settings.method, ExplicitRungeKutta):
-            raise InvalidArgumentError(
-                "gradient='reversible' is for explicit Runge-Kutta methods, such as dopri5; for "
-                f"{settings.method.name} use gradient='recursive_checkpoint'"
-            )
+        assert isinstance(settings.method, ExplicitRungeKutta)
         method = ReversibleRungeKutta(settings.method, self.coupling)
         if settings.controls_error:
             between = tuple(time for time in t[1:-1].tolist() if time not in settings.jump_t)

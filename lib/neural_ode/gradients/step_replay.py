@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from neural_ode.compiled import with_plain_steps
-from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients.checkpoints import Kept, Snapshot
 from neural_ode.gradients.differentiable import (
     Autocast,
@@ -28,7 +27,6 @@ from neural_ode.gradients.differentiable import (
     refuse_transforms,
     twice_differentiable,
 )
-from neural_ode.methods import BlackBox
 from neural_ode.problem.dependence import GraphKeeping, gradients, own_parts
 from neural_ode.problem.initial_value import InitialValueProblem
 from neural_ode.solution import Segment, Statistics
@@ -72,11 +70,6 @@ def solve_stepwise(
         stats: counters to add to.
         trail: where the steps started; one for each solve.
     """
-    if isinstance(settings.method, BlackBox):
-        raise InvalidArgumentError(
-            f"gradient={name!r} goes back through the steps of the solver, and {settings.method.name} does not "
-            "show them: use gradient='backsolve'"
-        )
     refuse_transforms(name)
     solve = _Solve(problem, settings, stats, trail)
     y = _Stepwise.apply(solve, problem.y0, problem.t, *problem.params)

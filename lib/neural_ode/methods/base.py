@@ -11,7 +11,7 @@ from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.problem.state import Dynamics
 
-__all__ = ["Carry", "Method", "Next", "Ratio", "Step"]
+__all__ = ["Capabilities", "Carry", "Method", "Next", "Ratio", "Step"]
 
 Ratio = Callable[[Tensor], float]
 """The size of a local error over what is tolerated in this step; at most 1 passes."""
@@ -57,27 +57,49 @@ class Next(NamedTuple):
     order: int
 
 
-class Method(ABC):
-    """One way to make a step. Has no state: what a step needs of earlier ones comes in as `carry`.
+class Capabilities:
+    """What a solver says of itself. A solve is refused, or made in another way, by what stands here.
 
     Attributes:
         name: the usual name.
-        order: order of the solution that is propagated.
-        adaptive: whether a step comes with an estimate of its error.
-        has_dense_output: whether the method has a continuous extension.
         options: names of what `configured` can change.
+        adaptive: whether it estimates its error.
+        shows_steps: whether it makes the steps of a loop here, to record, to measure and to go back through.
+        has_dense_output: whether it has a continuous extension.
         own_steps: whether it chooses its steps by rules that a grid or another controller would break.
         largest_weight: the most that the length of a step is multiplied by: it has to be a number of the dtype.
-        has_history: whether `carry` holds more than the slope at the start of the step, which can be found again.
+        supports_events: whether a solve can end where a function of time and state crosses zero.
+        supports_rows: whether every row of a batch can have steps of its own, if it estimates its error.
+        supports_compile: whether `torch.compile` can make its steps.
+        supports_quadrature: whether an integral can be summed over the stages of its steps.
+        supports_reversal: whether it has a form whose steps can be undone.
     """
 
     name: str
-    order: int
-    adaptive: bool
-    has_dense_output: bool
     options: frozenset[str] = frozenset()
+    adaptive: bool
+    shows_steps: bool
+    has_dense_output: bool = False
     own_steps: bool = False
     largest_weight: float = 1.0
+    supports_events: bool = False
+    supports_rows: bool = False
+    supports_compile: bool = False
+    supports_quadrature: bool = False
+    supports_reversal: bool = False
+
+
+class Method(Capabilities, ABC):
+    """One way to make a step. Has no state: what a step needs of earlier ones comes in as `carry`.
+
+    Attributes:
+        order: order of the solution that is propagated.
+        has_history: whether `carry` holds more than the slope at the start of the step, which can be found again.
+    """
+
+    order: int
+    shows_steps = True
+    supports_events = True
     has_history: bool = True
 
     def __repr__(self) -> str:

@@ -6,12 +6,13 @@ solves of its own (the adjoint equation).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, NonFiniteError
+from neural_ode.methods.base import Capabilities
 from neural_ode.problem.dynamics import check_slope
 from neural_ode.problem.state import Dynamics
 
@@ -21,16 +22,11 @@ Solver = Callable[[Dynamics, Tensor, Tensor, float | Tensor, float | Tensor], Te
 """`solver(f, y0, t, rtol, atol)` returns the states at the times `t`, shape (n, *y0.shape)."""
 
 
-class BlackBox(ABC):
-    """A solver that is asked for the states at some times and returns them.
+class BlackBox(Capabilities, ABC):
+    """A solver that is asked for the states at some times and returns them."""
 
-    Attributes:
-        name: the usual name.
-        options: names of what `configured` can change.
-    """
-
-    name: str
-    options: ClassVar[frozenset[str]] = frozenset()
+    adaptive = True
+    shows_steps = False
 
     def configured(self, **options: Any) -> "BlackBox":
         """The solver with other values of its `options`."""

@@ -19,6 +19,7 @@ class ExplicitRungeKutta(Method):
     """Steps of the method that a tableau describes. Has no state: everything goes in and out as tensors."""
 
     has_history = False
+    supports_rows = supports_compile = supports_quadrature = supports_reversal = True
 
     def __init__(self, tableau: ButcherTableau):
         self.tableau = tableau

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class ScipySolver(BlackBox):
     """
 
     name = "scipy_solver"
-    options: ClassVar[frozenset[str]] = frozenset({"solver", "first_step", "min_step", "max_step", "max_steps"})
+    options = frozenset({"solver", "first_step", "min_step", "max_step", "max_steps"})
 
     solver: str = "LSODA"
     first_step: float | None = None

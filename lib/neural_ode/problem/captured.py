@@ -134,7 +134,7 @@ def warn_of_missing(f: object, params: Sequence[Tensor], name: str, evaluate: Ca
             f"gradient={name!r} computes no gradient for {', '.join(missing)}, which f uses and which require one: "
             "make them parameters of the module f, pass them in params (adjoint_params), or use gradient='direct'"
         )
-        warnings.warn(text, NeuralODEWarning, stacklevel=4)
+        warnings.warn(text, NeuralODEWarning, stacklevel=6)
 
 
 _MOST = 1000

@@ -1,14 +1,16 @@
 """What is to be solved and differentiated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from neural_ode.errors import InvalidArgumentError, finite_number
 from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics, State
 
-__all__ = ["InitialValueProblem"]
+__all__ = ["InitialValueProblem", "output_times"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class InitialValueProblem:
         event: ends the solve where it crosses zero, or `None`.
         compile: whether the solve is to be compiled.
         batched: whether every row of `y0` has steps of its own.
+        dense: whether every step is to be kept.
     """
 
     f: Dynamics
@@ -34,3 +37,43 @@ class InitialValueProblem:
     event: Event | None = None
     compile: bool = False
     batched: bool = False
+    dense: bool = False
+
+
+def output_times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | None) -> Tensor:
+    """The output times as float64 on the CPU: steps are counted in float64 whatever the state is.
+
+    Args:
+        t: what the user gave.
+        with_event: whether the last may be infinite.
+        batch: states of which each may have times of its own.
+
+    Returns:
+        Tensor of shape (n,), or (batch, n) where it was given so; in the graph of `t`.
+
+    Raises:
+        InvalidArgumentError: they cannot be used as such.
+    """
+    if isinstance(t, str | bytes) or not isinstance(t, Iterable):
+        raise InvalidArgumentError(f"t must be a tensor or a sequence of times, got {type(t).__name__}")
+    if not isinstance(t, Tensor):
+        t = torch.tensor([finite_number("t", x) if not with_event else float(x) for x in t], dtype=torch.float64)
+    if not t.is_floating_point():
+        raise InvalidArgumentError(f"t must be of a floating-point dtype, got {t.dtype}: use t.double()")
+    if batch is not None and t.dim() == 2:
+        if len(t) != len(batch):
+            raise InvalidArgumentError(f"t has {len(t)} rows of times for a batch of {len(batch)}")
+    elif t.dim() != 1:
+        raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
+    if t.shape[-1] == 0:
+        raise InvalidArgumentError("t must hold at least one time, got none")
+    values = t.detach().to("cpu", torch.float64)
+    finite = torch.isfinite(values)
+    if with_event:
+        finite[-1] |= torch.isinf(values[-1])
+    if not finite.all():
+        raise InvalidArgumentError(f"t must be finite, got {t.tolist()}")
+    differences = values.diff()
+    if not ((differences > 0).all() or (differences < 0).all()):
+        raise InvalidArgumentError(f"t must be strictly increasing or strictly decreasing, got {t.tolist()}")
+    return t.to("cpu", torch.float64)

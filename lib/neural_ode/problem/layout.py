@@ -22,10 +22,11 @@ class StateLayout:
     Attributes:
         y0: the packed initial state.
         parts: shapes of a tuple state, `None` for a tensor.
+        batched: whether the first dimension of every part is one of samples, which the packed state keeps.
     """
 
     def __init__(self, y0: State, batched: bool = False):
-        """`batched` keeps the first dimension of a tuple's parts, one row for each sample."""
+        self.batched = batched
         parts = y0 if isinstance(y0, tuple) else (y0,)
         if not parts:
             raise InvalidArgumentError("y0 must be a tensor or a tuple of tensors, got an empty tuple")
@@ -51,6 +52,13 @@ class StateLayout:
                 f"y0 must be of a floating-point or complex dtype, got {y0.dtype}: use y0.float()"
             )
         self.y0: Tensor = y0
+
+    def pack(self, y: State) -> Tensor:
+        """A state in the user's structure, with the shapes of the initial one, packed."""
+        if isinstance(y, Tensor):
+            return y
+        assert self.parts is not None
+        return self.parts.pack(y)
 
     def restore(self, packed: Tensor) -> State:
         """Packed states, shape (*leading, *y0.shape), in the user's structure."""

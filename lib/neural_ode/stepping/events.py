@@ -263,7 +263,7 @@ def follow_event(f: Dynamics, event: Event, component: int, t: Tensor, y: Tensor
 
 def _warn_of(component: int, reason: str) -> None:
     text = f"number {component} of the event function {reason}; time and state at the event are taken at fixed time"
-    warnings.warn(text, NeuralODEWarning, stacklevel=5)
+    warnings.warn(text, NeuralODEWarning, stacklevel=7)
 
 
 class _TwoDerivatives(torch.autograd.Function):

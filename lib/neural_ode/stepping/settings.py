@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch import Tensor
 from neural_ode.control.controllers import IntegralController
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import InvalidArgumentError, finite_number
-from neural_ode.methods import BlackBox, Method
+from neural_ode.methods import BlackBox, Method, Solver, get_method
 from neural_ode.problem.callbacks import Callbacks
+from neural_ode.problem.initial_value import InitialValueProblem
+from neural_ode.problem.layout import StateLayout
 
 __all__ = ["SolverSettings", "Trajectory", "longest_step", "stepping"]
 
@@ -54,6 +56,81 @@ class SolverSettings:
     perturb: bool = False
     callbacks: Callbacks = field(default_factory=Callbacks)
 
+    @classmethod
+    def checked(
+        cls,
+        layout: StateLayout,
+        *,
+        method: str | Method | BlackBox | Solver,
+        rtol: Any,
+        atol: Any,
+        norm: Callable[[Any], Tensor] | None = None,
+        callbacks: Callbacks | None = None,
+        **steps: Any,
+    ) -> Self:
+        """What a user says about how to solve, brought to its types.
+
+        Args:
+            layout: of the state, which tolerances, norm and callbacks are in the structure of.
+            method, rtol, atol, norm, callbacks: see `solve`.
+            **steps: see `stepping`.
+
+        Raises:
+            InvalidArgumentError: something cannot be used; the message names it.
+            UnknownNameError: no such method.
+        """
+        chosen = get_method(method)
+        tolerance = Tolerance(
+            layout.tolerance("rtol", rtol), layout.tolerance("atol", atol), layout.packed_norm(norm)
+        )
+        if not isinstance(tolerance.rtol, Tensor) and tolerance.rtol == tolerance.atol == 0:
+            raise InvalidArgumentError("rtol and atol must not both be zero")
+        settings = cls(chosen, tolerance, callbacks=layout.callbacks(callbacks), **stepping(**steps))
+        if chosen.own_steps and not settings.controls_error:
+            raise InvalidArgumentError(f"{chosen.name} chooses its steps; on a grid, use implicit_adams")
+        if chosen.own_steps and type(settings.controller) is not IntegralController:
+            raise InvalidArgumentError(f"{chosen.name} has step control of its own, got {settings.controller}")
+        return settings
+
+    def check(self, problem: InitialValueProblem) -> None:
+        """Whether a problem can be solved so.
+
+        Raises:
+            InvalidArgumentError: it cannot; the message names what to use instead.
+        """
+        method = self.method
+        if problem.batched:
+            self._check_rows(problem)
+        elif problem.dense and not method.has_dense_output:
+            raise InvalidArgumentError(f"{method.name} has no dense output; dopri5 has")
+        if problem.event is None:
+            return
+        if not method.supports_events:
+            raise InvalidArgumentError(f"{method.name} does not look for events; dopri5 does")
+        if math.isinf(problem.t[-1].item()) and not self.controls_error and self.step_size is None:
+            raise InvalidArgumentError(
+                f"{method.name} needs a step_size to look for an event: without one it takes a single step"
+            )
+
+    def _check_rows(self, problem: InitialValueProblem) -> None:
+        method = self.method
+        if not (method.supports_rows and self.controls_error):
+            raise InvalidArgumentError(
+                f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
+                + (" on a fixed grid" if method.adaptive else "")
+            )
+        for name, value in (
+            ("event", problem.event),
+            ("dense", problem.dense),
+            ("step_t", self.step_t),
+            ("jump_t", self.jump_t),
+            ("callbacks", self.callbacks != Callbacks()),
+        ):
+            if value:
+                raise InvalidArgumentError(
+                    f"{name} cannot be used with batched=True: every sample has times of its own"
+                )
+
     def longest_step(self, y: Tensor) -> float:
         """The longest step that may be made with this state: its length has to be a number of its dtype."""
         return min(self.max_step, longest_step(self.method, y))
@@ -62,13 +139,12 @@ class SolverSettings:
     def controls_error(self) -> bool:
         """Whether the steps are chosen by their error, not by a grid."""
         method = self.method
-        return isinstance(method, Method) and method.adaptive and self.step_size is None and self.grid is None
+        return method.shows_steps and method.adaptive and self.step_size is None and self.grid is None
 
 
 def longest_step(method: Method | BlackBox, y: Tensor) -> float:
     """The longest step whose multiples, which the method computes with, are numbers of the dtype of the state."""
-    weight = method.largest_weight if isinstance(method, Method) else 1.0
-    return torch.finfo(y.dtype).max / (2 * weight)
+    return torch.finfo(y.dtype).max / (2 * method.largest_weight)
 
 
 class Trajectory(NamedTuple):
@@ -89,19 +165,19 @@ class Trajectory(NamedTuple):
 
 def stepping(
     *,
-    controller: IntegralController | None,
-    first_step: float | None,
-    min_step: float,
-    max_step: float,
-    max_steps: int,
-    step_t: Tensor | Iterable[float],
-    jump_t: Tensor | Iterable[float],
-    step_size: float | None,
-    grid: Callable[[Tensor], Tensor] | None,
-    interpolation: Literal["linear", "cubic"],
-    perturb: bool,
+    controller: IntegralController | None = None,
+    first_step: float | None = None,
+    min_step: float = 0.0,
+    max_step: float = math.inf,
+    max_steps: int = 2**31 - 1,
+    step_t: Tensor | Iterable[float] = (),
+    jump_t: Tensor | Iterable[float] = (),
+    step_size: float | None = None,
+    grid: Callable[[Tensor], Tensor] | None = None,
+    interpolation: Literal["linear", "cubic"] = "linear",
+    perturb: bool = False,
 ) -> dict[str, Any]:
-    """Check the fields of a `SolverSettings` that say how steps are chosen, and bring them to their types.
+    """All fields of a `SolverSettings` that say how steps are chosen, checked and brought to their types.
 
     Raises:
         InvalidArgumentError: one cannot be used; the message names it.

@@ -50,7 +50,7 @@ RESTORE = "restore it with `git checkout`"
 DOCUMENTS = ("CONTRIBUTING", "CHANGELOG")
 """Pages as they are, under the names by which others link to them."""
 
-UNLISTED = {"compiled", "_moved"}
+UNLISTED = {"compiled", "_moved", "torchdiffeq_options"}
 """Parts of the library that only the library calls."""
 
 
