@@ -21,8 +21,8 @@ from reproduction.models.flows import ContinuousFlow, HyperNetwork, PlanarDynami
 from reproduction.models.joint import JointModel
 from reproduction.training import poisson
 from reproduction.training.loop import read_history
-from reproduction.training.mnist import error_rate
-from reproduction.training.weights import load_classifier, load_weights, run_of
+from reproduction.training.mnist import error_rate, load_classifier
+from reproduction.training.weights import load_weights, run_of
 from reproduction.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
