@@ -12,21 +12,13 @@ from torch import Tensor, nn
 
 from neural_ode import InvalidArgumentError, NonFiniteError, UnknownNameError
 from neural_ode.compiled import CannotCompile
+from neural_ode.nn import ContinuousFlow, WithLogDensity, standard_normal
 from neural_ode.nn.continuous_flow import autograd_trace, hutchinson_trace
 from reproduction.data.densities import TARGETS, get_target
 from reproduction.data.points import POINT_SETS, points, points_of_picture
 from reproduction.experiments import flows as experiment
 from reproduction.measure.fits import fit_line
-from reproduction.models.flows import (
-    ContinuousFlow,
-    GatedUnits,
-    HamiltonianDynamics,
-    HyperNetwork,
-    PlanarDynamics,
-    PlanarFlow,
-    WithLogDensity,
-    standard_normal,
-)
+from reproduction.models.flows import GatedUnits, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.models.flows.discrete import constrained
 from reproduction.training.flows import (
     Likelihood,

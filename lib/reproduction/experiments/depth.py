@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neural_ode import solve
 from neural_ode.errors import needs
-from neural_ode.solve import solve
 
 with needs("notebooks"):
     from tqdm import tqdm

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neural_ode import solve
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.nn.own_times import Union, union_of_times
+from neural_ode.nn import Union, union_of_times
 from neural_ode.solution import Statistics
-from neural_ode.solve import solve
 from reproduction.models.gaussian import kl_to_standard_normal, normal_log_density, sample_normal
 from reproduction.models.recognition import BackwardRNN
 

@@ -16,9 +16,10 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from neural_ode.errors import NonFiniteError
+from neural_ode.nn import ContinuousFlow
 from reproduction.data.densities import get_target
 from reproduction.data.points import points, points_of_picture
-from reproduction.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
+from reproduction.models.flows import HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.training.loop import Fit, Row, Training, fit
 from reproduction.training.planar import PlanarState, planar_steps
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_ode import solve
 from neural_ode.gradients import Gradient
-from neural_ode.solve import solve
 from reproduction.experiments.adjoint.measuring import REFERENCE, last_state
 from reproduction.experiments.adjoint.trials import Trial
 

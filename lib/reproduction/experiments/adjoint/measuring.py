@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.problem.state import State
-from neural_ode.solution import Statistics
-from neural_ode.solve import solve
+from neural_ode import solve
+from neural_ode.solution import State, Statistics
 from reproduction.experiments.adjoint.trials import Trial
 
 __all__ = ["MAX_STEPS", "REFERENCE", "last_state", "loss_gradient", "reference_gradient"]

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neural_ode.gradients.augmented import AugmentedSystem
-from neural_ode.solve import solve
+from neural_ode import solve
+from neural_ode.gradients import AugmentedSystem
 
 __all__ = ["Piece", "adjoint_pieces"]
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neural_ode import solve
 from neural_ode.errors import SolverError
-from neural_ode.problem.state import State
-from neural_ode.solve import solve
+from neural_ode.solution import State
 from reproduction.experiments.adjoint.measuring import MAX_STEPS, last_state
 from reproduction.experiments.adjoint.trials import Trial
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_ode import solve
 from neural_ode.errors import needs
-from neural_ode.solve import solve
-from reproduction.models.flows import ContinuousFlow, GatedUnits, PlanarDynamics, WithLogDensity
+from neural_ode.nn import ContinuousFlow, WithLogDensity
+from reproduction.models.flows import GatedUnits, PlanarDynamics
 
 with needs("notebooks"):
     from tqdm import tqdm

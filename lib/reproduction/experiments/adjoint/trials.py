@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from neural_ode.problem.state import State
+from neural_ode.nn import standard_normal
+from neural_ode.solution import State
 from reproduction.experiments.adjoint.training import train
-from reproduction.models.flows import standard_normal
 from reproduction.models.mnist import ConvDynamics
 
 __all__ = ["Network", "Pendulum", "Trial", "further_problems", "problems"]
