@@ -1,4 +1,4 @@
-"""What the reproduction uses of the library is what its users have."""
+"""What the reproduction uses of the library is what its users have; what is public says what it is."""
 
 import ast
 import importlib
@@ -52,3 +52,31 @@ def test_only_public_names_of_the_library_are_used(file: Path) -> None:
 
 def test_the_test_sees_what_is_not_public() -> None:
     assert [module for module, _ in imports(INSIDE) if module not in PUBLIC]
+
+
+# Docstrings ------------------------------------------------------------------------------------------------------
+
+
+def undocumented(file: Path) -> list[str]:
+    """What a module defines of its `__all__` without saying what it is, public methods of classes among it."""
+    tree = ast.parse(file.read_text())
+    public = {
+        name
+        for node in tree.body
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
+        for name in ast.literal_eval(node.value)
+    }
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    found = {node.name: node for node in tree.body if isinstance(node, kinds) and node.name in public}
+    for name, node in list(found.items()):
+        inside = [part for part in node.body if isinstance(part, kinds)] if isinstance(node, ast.ClassDef) else []
+        found |= {f"{name}.{part.name}": part for part in inside if not part.name.startswith("_")}
+    # PyTorch says what `extra_repr` is.
+    return [name for name, node in found.items() if not ast.get_docstring(node) and "extra_repr" not in name]
+
+
+@pytest.mark.parametrize("package", ["reproduction"])
+def test_everything_public_has_a_docstring(package: str) -> None:
+    files = sorted((LIBRARY / package).rglob("*.py"))
+    assert [file.name for file in files if not ast.get_docstring(ast.parse(file.read_text()))] == []
+    assert {str(file.relative_to(LIBRARY)): names for file in files if (names := undocumented(file))} == {}

@@ -116,6 +116,7 @@ def train(model: nn.Module, target: Callable[[Tensor], Tensor], iterations: int,
 
 
 def root_mean_square(x: Tensor) -> float:
+    """Of all entries, in their unit."""
     return float(x.square().mean().sqrt())
 
 

@@ -27,6 +27,9 @@ class LatentDynamics(nn.Module):
         latent: dimension of `z`.
         units: of a hidden layer.
         layers: hidden layers: one in the paper, two in its authors' later example.
+
+    Raises:
+        InvalidArgumentError: there is no layer.
     """
 
     def __init__(self, latent: int, units: int = 20, layers: int = 1):
@@ -57,6 +60,9 @@ class LatentODE(nn.Module):
     Attributes:
         stats: what the last solve cost and, once it has run, its backward pass.
         how: may be changed between calls.
+
+    Raises:
+        InvalidArgumentError: `noise` is not positive.
     """
 
     def __init__(self, recognition: nn.Module, dynamics: nn.Module, decoder: nn.Module, noise: float, **how: Any):

@@ -153,6 +153,7 @@ class Case:
 
     @property
     def digits(self) -> int:
+        """Decimal digits that have to agree."""
         return DIGITS_COMPILED if self.options.get("compile") else DIGITS
 
 

@@ -48,7 +48,7 @@ ORIGINALS = "download"
 RESTORE = "restore it with `git checkout`"
 
 UNLISTED = {"compiled"}
-"""Parts of the library that only the library calls."""
+"""Parts of the library that only the library calls, but for what `docs/api.md` shows."""
 
 
 class OccupiedError(FileError, FileExistsError):

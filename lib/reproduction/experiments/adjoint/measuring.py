@@ -12,13 +12,22 @@ from reproduction.experiments.adjoint.trials import Trial
 __all__ = ["MAX_STEPS", "REFERENCE", "last_state", "loss_gradient", "reference_gradient"]
 
 MAX_STEPS = 1000
+"""After so many steps a solve is given up."""
 
 REFERENCE = 1e-13
 """Tolerance of the solves, by `dopri8`, that stand for the exact result."""
 
 
 def loss_gradient(trial: Trial, **how: Any) -> tuple[Tensor, Statistics]:
-    """Gradient of the loss with respect to `y0` and the parameters, in one vector, and the statistics."""
+    """Gradient of the loss with respect to `y0` and the parameters, in one vector, and the statistics.
+
+    Args:
+        trial: the problem.
+        **how: keyword arguments of `neural_ode.solve`.
+
+    Raises:
+        SolverError: a solve, forwards or backwards, could not be finished.
+    """
     parts = tuple(part.clone().requires_grad_() for part in trial.parts())
     y0 = parts if isinstance(trial.y0, tuple) else parts[0]
     solution = solve(trial.f, y0, [trial.start, trial.end], **how)
@@ -27,8 +36,14 @@ def loss_gradient(trial: Trial, **how: Any) -> tuple[Tensor, Statistics]:
 
 
 def last_state(y: State) -> State:
+    """The state at the last of the times, without their dimension."""
     return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
 
 
 def reference_gradient(trial: Trial) -> Tensor:
+    """What `loss_gradient` finds with the tightest solve, by backpropagation through its steps.
+
+    Raises:
+        SolverError: it could not be finished.
+    """
     return loss_gradient(trial, method="dopri8", rtol=REFERENCE, atol=REFERENCE, gradient="direct")[0]

@@ -55,6 +55,7 @@ class Network(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2)).double()
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope at `y`, shape (..., 2); the time does not matter."""
         slope: Tensor = self.layers(y)
         return slope
 
@@ -91,6 +92,7 @@ class Pendulum(nn.Module):
         self.constants = nn.Parameter(torch.tensor([g, damping], dtype=torch.float64))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope at `y`, angle and speed, shape (..., 2); the time does not matter."""
         angle, speed = y.unbind(-1)
         g, damping = self.constants
         return torch.stack([speed, -g * torch.sin(angle) - damping * speed], dim=-1)
