@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Contender, Run, Unavailable
 from neural_ode import NeuralODEWarning, odeint_adjoint
-from neural_ode.nn.base_distribution import standard_normal
+from neural_ode.nn import ContinuousFlow, standard_normal
 from reproduction.data.points import points
 from reproduction.data.spirals import draw_spirals
-from reproduction.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics
+from reproduction.models.flows import HyperNetwork, PlanarDynamics
 from reproduction.models.gaussian import kl_to_standard_normal, normal_log_density
 from reproduction.models.latent_ode import LatentODE, spiral_latent_ode
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from neural_ode.nn import ContinuousFlow
 from reproduction.data.densities import get_target
 from reproduction.data.mnist import load_mnist
 from reproduction.data.oscillators import draw_oscillators
@@ -17,12 +18,12 @@ from reproduction.data.points import points
 from reproduction.experiments import spirals
 from reproduction.experiments.flows import density_grid, divergence
 from reproduction.measure.prediction import latent_ode_errors, rnn_errors
-from reproduction.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
+from reproduction.models.flows import HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.models.joint import JointModel
 from reproduction.training import poisson
 from reproduction.training.loop import read_history
-from reproduction.training.mnist import error_rate
-from reproduction.training.weights import load_classifier, load_weights, run_of
+from reproduction.training.mnist import error_rate, load_classifier
+from reproduction.training.weights import load_weights, run_of
 from reproduction.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import solve
+from neural_ode.nn import ContinuousFlow
 from pretend_device import DEVICE, Elsewhere, PretendDeviceError, pretend_device, to_cpu, to_device
 from reproduction.data.events import draw_events
 from reproduction.data.oscillators import draw_oscillators
 from reproduction.data.spirals import draw_spirals
-from reproduction.models.flows import ContinuousFlow, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
+from reproduction.models.flows import HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.models.latent_ode import spiral_latent_ode
 from reproduction.models.mnist import mnist_net
 from reproduction.models.rnn import NextObservationRNN

@@ -12,21 +12,13 @@ from torch import Tensor, nn
 
 from neural_ode import InvalidArgumentError, NonFiniteError, UnknownNameError
 from neural_ode.compiled import CannotCompile
+from neural_ode.nn import ContinuousFlow, WithLogDensity, standard_normal
 from neural_ode.nn.continuous_flow import autograd_trace, hutchinson_trace
 from reproduction.data.densities import TARGETS, get_target
 from reproduction.data.points import POINT_SETS, points, points_of_picture
 from reproduction.experiments import flows as experiment
 from reproduction.measure.fits import fit_line
-from reproduction.models.flows import (
-    ContinuousFlow,
-    GatedUnits,
-    HamiltonianDynamics,
-    HyperNetwork,
-    PlanarDynamics,
-    PlanarFlow,
-    WithLogDensity,
-    standard_normal,
-)
+from reproduction.models.flows import GatedUnits, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.models.flows.discrete import constrained
 from reproduction.training.flows import (
     Likelihood,
@@ -401,7 +393,7 @@ def refuse(*_: object) -> None:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planar flows without a compiler: one test above compiles them."""
-    monkeypatch.setattr("reproduction.training.planar.call", refuse)
+    monkeypatch.setattr("neural_ode.compiled.folding.call", refuse)
 
 
 @pytest.mark.usefixtures("eager")
@@ -423,7 +415,7 @@ def test_training_brings_both_flows_near_a_target() -> None:
 def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between two chunks and resumed: the same flow, bit for bit."""
     monkeypatch.setattr("reproduction.training.flows.CHUNK", 20)
-    monkeypatch.setattr("reproduction.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("reproduction.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     straight, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK)
     calls = iter(range(100))
 
@@ -444,12 +436,26 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("eager")
+def test_planar_training_is_its_steps_one_chunk_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out, the last chunk a short one: the same parameters, bit for bit."""
+    monkeypatch.setattr("reproduction.training.flows.CHUNK", 30)
+    objective = Likelihood("two moons")
+    trained = train_planar([objective], 3, [5], QUICK)[0]["two moons", 5]
+    torch.manual_seed(5)
+    state = PlanarState.start(*(p.detach()[None] for p in PlanarFlow(2, 3, "base").parameters()))
+    for first, number in ((0, 30), (30, 10)):
+        state = planar_steps(state, *_chunk([objective], [5], QUICK, first, number), objective.energy, "two moons")
+    for found, expected in zip(trained.parameters(), state[:3], strict=True):
+        assert torch.equal(found, expected[0])
+
+
+@pytest.mark.usefixtures("eager")
 def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes a second further whenever it is looked at."""
     monkeypatch.setattr("reproduction.training.flows.CHUNK", 20)
-    monkeypatch.setattr("reproduction.training.flows.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("reproduction.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     clock = iter(range(1000))
-    monkeypatch.setattr("reproduction.training.flows.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr("reproduction.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     calls = iter([None, KeyboardInterrupt])
 
     def interrupted(*arguments):
@@ -461,10 +467,10 @@ def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.
     file, run = tmp_path / "a.pt", ([Likelihood("two moons")], 3, [0], QUICK)
     with pytest.raises(KeyboardInterrupt):
         train_planar(*run, file)
-    first = torch.load(file)["seconds"]
+    first = torch.load(file)["progress"]["seconds"]
     train_planar(*run, file)
-    assert 0 < first < torch.load(file)["seconds"]
-    assert train_planar(*run, file)[1] > torch.load(file)["seconds"]
+    assert 0 < first < torch.load(file)["progress"]["seconds"]
+    assert train_planar(*run, file)[1] == torch.load(file)["progress"]["seconds"]
 
 
 @pytest.mark.usefixtures("eager")

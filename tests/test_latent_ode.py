@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neural_ode import solve
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
-from neural_ode.nn.own_times import union_of_times
+from neural_ode.nn import union_of_times
 from reproduction.data.batches import Minibatches
 from reproduction.data.spirals import RECIPES, draw_spirals
 from reproduction.measure.prediction import latent_ode_errors, rnn_errors

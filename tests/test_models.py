@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode import UnknownNameError, solve
-from neural_ode.nn.ode_block import OdeBlock
+from neural_ode.nn import OdeBlock
 from reproduction.models.mnist import MNIST_MODELS, ConvDynamics, MnistNet, mnist_net
 
 GROUP_NORM = 2 * 64

@@ -66,8 +66,13 @@ def run(name: str, changes: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SMALL)
 def test_on_another_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path))
-    for constant, value in {"MAX_STEPS": 15, "REFERENCE": 1e-3}.items():  # the device is slow
-        monkeypatch.setattr(f"reproduction.experiments.adjoint.{constant}", value)
+    small = {
+        "MAX_STEPS": (15, ("errors", "evaluations", "reversal")),
+        "REFERENCE": (1e-3, ("measuring", "derivatives")),
+    }
+    for constant, (value, modules) in small.items():  # the device is slow
+        for module in modules:
+            monkeypatch.setattr(f"reproduction.experiments.adjoint.{module}.{constant}", value)
     if name == "09_extrapolation":
         run("08_spirals", SMALL["08_spirals"])
     with pretend_device():

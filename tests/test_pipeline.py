@@ -22,7 +22,7 @@ import yaml
 
 from neural_ode.errors import FileError, InvalidArgumentError
 from reproduction.files import publish_files
-from reproduction.imports import imported_modules
+from reproduction.imports import LIBRARY, imported_modules
 from reproduction.pipeline import refresh, sources
 from reproduction.pipeline import run as runner
 from reproduction.pipeline import sweep as sweeper
@@ -352,6 +352,14 @@ def test_stages_depend_on_what_their_notebooks_import(path: Path) -> None:
     }
     assert [module for module, deps in covered.items() if not deps] == []
     assert listed - set().union(*covered.values()) == set()
+
+
+def test_an_experiment_does_not_depend_on_another() -> None:
+    """What all trainings share knows no model and no data: a change of the classifiers trains no spirals."""
+    training = LIBRARY / "reproduction" / "training"
+    shared = {file for name in ("adam", "weights") for file in imported_modules(training / f"{name}.py")}
+    assert not [file for file in shared if file.parts[-2] in ("models", "data", "experiments")]
+    assert not [file for file in imported_modules(ROOT / "notebooks" / "08_spirals.ipynb") if file.stem == "mnist"]
 
 
 def test_every_notebook_has_a_stage_and_a_copy() -> None:

@@ -23,7 +23,8 @@ from reproduction.experiments.tolerance import (
     times_of_their_own,
 )
 from reproduction.models.mnist import ConvDynamics, MnistNet, mnist_net
-from reproduction.training.weights import WeightsError, load_classifier, save_run
+from reproduction.training.mnist import load_classifier
+from reproduction.training.weights import WeightsError, save_run
 
 
 class Brightness(nn.Module):

@@ -28,8 +28,14 @@ from reproduction.training.adam import fit_with_adam
 from reproduction.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
 from reproduction.training.flows import Likelihood, train_continuous
 from reproduction.training.loop import Fit, fit, history_csv, read_history
-from reproduction.training.mnist import classifier_task, error_rate, learning_rate, train_classifier
-from reproduction.training.weights import WeightsError, load_classifier, load_weights, save_run
+from reproduction.training.mnist import (
+    classifier_task,
+    error_rate,
+    learning_rate,
+    load_classifier,
+    train_classifier,
+)
+from reproduction.training.weights import WeightsError, load_weights, save_run
 
 TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}
 SOLVER = {"rtol": 1e-2, "atol": 1e-2}

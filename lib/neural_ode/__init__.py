@@ -22,6 +22,7 @@ from neural_ode.gradients import GRADIENTS, Backsolve, Direct, Interpolating, Re
 from neural_ode.methods import METHODS
 from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.event import Event
+from neural_ode.problem.norms import rms_norm
 from neural_ode.solution import DenseOutput, Solution, Statistics
 from neural_ode.solve import solve
 from neural_ode.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
@@ -59,5 +60,6 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "rms_norm",
     "solve",
 ]

@@ -16,7 +16,7 @@ from neural_ode.methods import ExplicitRungeKutta, Method
 from neural_ode.methods.base import Carry
 from neural_ode.problem.state import State
 
-__all__ = ["DenseOutput", "Made", "NoDenseOutput", "SampleStatistics", "Segment", "Solution", "Statistics"]
+__all__ = ["DenseOutput", "Made", "NoDenseOutput", "SampleStatistics", "Segment", "Solution", "State", "Statistics"]
 
 
 @dataclass

@@ -57,7 +57,8 @@ class Claim:
     """A claim of the paper; `claims.yaml` explains the fields.
 
     Raises:
-        InvalidArgumentError: the scale is unknown, or a condition is not an operator and a number.
+        UnknownNameError: there is no such scale.
+        InvalidArgumentError: a condition is not an operator and a number, or there is none.
     """
 
     id: str
@@ -170,6 +171,9 @@ def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.D
     Args:
         measurements: by claim id.
         profile: the profile the measurements were made in.
+
+    Raises:
+        UnknownNameError: there is no claim of that id.
     """
     claims = load_claims()
     for id in measurements:

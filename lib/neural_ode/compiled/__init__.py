@@ -11,10 +11,12 @@ the size of a batch, or the values of parameters compiles nothing.
 * `forward`: solves in Python around the loop, and their gradient by recomputation of the steps.
 * `adjoint`: the backward solve of the adjoint method as one graph.
 * `steps`: single compiled steps, for what does not fit in a graph as a whole.
+* `folding`: many steps that are no solve, such as those of a training, as one graph.
 """
 
 from neural_ode.compiled.adjoint import compiled_adjoint
 from neural_ode.compiled.compiler import CannotCompile
+from neural_ode.compiled.folding import fold
 from neural_ode.compiled.forward import compiled_integrate, integrate_compiled, per_sample_compiled
 from neural_ode.compiled.steps import with_compiled_steps, with_plain_steps
 
@@ -22,6 +24,7 @@ __all__ = [
     "CannotCompile",
     "compiled_adjoint",
     "compiled_integrate",
+    "fold",
     "integrate_compiled",
     "per_sample_compiled",
     "with_compiled_steps",

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.gradients.adjoint import Adjoint
+from neural_ode.gradients.augmented import AugmentedSystem
 from neural_ode.gradients.backsolve import Backsolve
 from neural_ode.gradients.direct import Direct
 from neural_ode.gradients.interpolating import Interpolating
@@ -17,6 +18,7 @@ from neural_ode.stepping.settings import SolverSettings, Trajectory
 __all__ = [
     "GRADIENTS",
     "Adjoint",
+    "AugmentedSystem",
     "Backsolve",
     "Direct",
     "Gradient",

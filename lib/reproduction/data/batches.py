@@ -20,6 +20,9 @@ class Minibatches:
         examples: how many there are.
         size: of a batch.
         seed: decides the order.
+
+    Raises:
+        InvalidArgumentError: a batch is empty, or larger than all examples together.
     """
 
     examples: int
@@ -32,6 +35,7 @@ class Minibatches:
 
     @property
     def steps_per_epoch(self) -> int:
+        """How many whole batches there are."""
         return self.examples // self.size
 
     def __call__(self, step: int) -> Tensor:

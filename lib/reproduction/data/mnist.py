@@ -137,6 +137,9 @@ class ShuffledBatches:
         seed: decides order and shifts.
         max_shift: in pixels.
         device: where the batches go.
+
+    Raises:
+        InvalidArgumentError: a batch is empty, or larger than all examples together.
     """
 
     split: Split
@@ -151,6 +154,7 @@ class ShuffledBatches:
 
     @property
     def steps_per_epoch(self) -> int:
+        """How many whole batches there are."""
         return len(self.split.labels) // self.size
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:

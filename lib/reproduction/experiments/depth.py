@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neural_ode import solve
 from neural_ode.errors import needs
-from neural_ode.solve import solve
 
 with needs("notebooks"):
     from tqdm import tqdm
@@ -116,6 +116,7 @@ def train(model: nn.Module, target: Callable[[Tensor], Tensor], iterations: int,
 
 
 def root_mean_square(x: Tensor) -> float:
+    """Of all entries, in their unit."""
     return float(x.square().mean().sqrt())
 
 

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from neural_ode.nn.base_distribution import draw_base
-from neural_ode.solve import solve
+from neural_ode import solve
+from neural_ode.nn import ContinuousFlow, draw_base
 from reproduction.data.densities import Target
-from reproduction.models.flows import ContinuousFlow, GatedUnits, HamiltonianDynamics, PlanarDynamics, PlanarFlow
+from reproduction.models.flows import GatedUnits, HamiltonianDynamics, PlanarDynamics, PlanarFlow
 
 __all__ = [
     "Flow",

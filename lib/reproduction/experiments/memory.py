@@ -20,7 +20,7 @@ from neural_ode.gradients import (
     RecursiveCheckpoint,
     Reversible,
 )
-from neural_ode.nn.ode_block import OdeBlock
+from neural_ode.nn import OdeBlock
 from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
 from reproduction.measure.timing import seconds_of
 from reproduction.models.mnist import CHANNELS, ConvDynamics, Residual

@@ -59,14 +59,17 @@ class Setting:
 
     @property
     def solver(self) -> Mapping[str, Any]:
+        """Keyword arguments of `neural_ode.solve`."""
         return {"rtol": self.tolerance, "atol": self.tolerance}
 
     @property
     def model(self) -> Mapping[str, Any]:
+        """Arguments of `spiral_latent_ode`."""
         return {"noise": self.noise, "layers": self.layers, "with_times": self.with_times}
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of data, model and solves."""
         return torch.float64 if self.double else torch.float32
 
 

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neural_ode import rms_norm, solve
 from neural_ode.errors import InvalidArgumentError, MaxStepsError, needs
 from neural_ode.gradients import Backsolve
 from neural_ode.methods import BlackBox, ScipySolver
-from neural_ode.nn.ode_block import OdeBlock
-from neural_ode.problem.norms import rms_norm
+from neural_ode.nn import OdeBlock
 from neural_ode.solution import Statistics
-from neural_ode.solve import solve
 from reproduction.data.mnist import Split
 from reproduction.measure.timing import seconds_of
 from reproduction.models.mnist import MnistNet

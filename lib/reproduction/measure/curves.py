@@ -35,6 +35,9 @@ def largest_step(curves: Tensor) -> float:
 
     Args:
         curves: shape (n, points, 2); a distance is the root mean square over points.
+
+    Raises:
+        InvalidArgumentError: there are fewer than three curves.
     """
     if len(curves) < 3:
         raise InvalidArgumentError(f"steps are compared among three curves or more, got {len(curves)}")

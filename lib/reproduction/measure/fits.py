@@ -34,6 +34,7 @@ class Interval:
     n: int
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by their names, as the rules of the claims use them."""
         return asdict(self)
 
 

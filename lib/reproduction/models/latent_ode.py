@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neural_ode import solve
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.nn.own_times import Union, union_of_times
+from neural_ode.nn import Union, union_of_times
 from neural_ode.solution import Statistics
-from neural_ode.solve import solve
 from reproduction.models.gaussian import kl_to_standard_normal, normal_log_density, sample_normal
 from reproduction.models.recognition import BackwardRNN
 
@@ -27,6 +27,9 @@ class LatentDynamics(nn.Module):
         latent: dimension of `z`.
         units: of a hidden layer.
         layers: hidden layers: one in the paper, two in its authors' later example.
+
+    Raises:
+        InvalidArgumentError: there is no layer.
     """
 
     def __init__(self, latent: int, units: int = 20, layers: int = 1):
@@ -57,6 +60,9 @@ class LatentODE(nn.Module):
     Attributes:
         stats: what the last solve cost and, once it has run, its backward pass.
         how: may be changed between calls.
+
+    Raises:
+        InvalidArgumentError: `noise` is not positive.
     """
 
     def __init__(self, recognition: nn.Module, dynamics: nn.Module, decoder: nn.Module, noise: float, **how: Any):

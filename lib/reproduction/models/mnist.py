@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_ode.errors import UnknownNameError
-from neural_ode.nn.ode_block import OdeBlock
+from neural_ode.nn import OdeBlock
 from neural_ode.solution import Statistics
 
 __all__ = ["MNIST_MODELS", "ConvDynamics", "MnistNet", "Residual", "Stem", "mlp", "mnist_net"]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neural_ode import solve
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.nn.own_times import union_of_times
+from neural_ode.nn import union_of_times
 from neural_ode.solution import Statistics
-from neural_ode.solve import solve
 
 __all__ = ["PoissonODE", "RateNetwork", "Solved", "poisson_log_likelihood"]
 

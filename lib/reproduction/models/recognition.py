@@ -37,6 +37,9 @@ class BackwardRNN(nn.Module):
             values: the observations, shape (series, m, data).
             lengths: how many of the m are observations, the first ones, where series differ in that; at least 1,
                 int64, shape (series,).
+
+        Raises:
+            InvalidArgumentError: a length is below 1 or above m.
         """
         inputs = values
         if self.with_times:

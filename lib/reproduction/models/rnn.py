@@ -43,6 +43,9 @@ class NextObservationRNN(nn.Module):
 
         Returns:
             Mean and logarithm of the variance, both of shape (series, m - 1, data).
+
+        Raises:
+            InvalidArgumentError: there are fewer than two observations.
         """
         if values.shape[1] < 2:
             raise InvalidArgumentError(f"to predict the next observation takes two, got {values.shape[1]}")
@@ -69,6 +72,10 @@ class NextObservationRNN(nn.Module):
 
         Returns:
             Shape (series, n, data).
+
+        Raises:
+            InvalidArgumentError: a wanted time is not later than the observations, or the network has no times to
+                step point by point with.
         """
         last = times[:, -1:]
         if not (wanted[0] > last).all():

@@ -49,6 +49,7 @@ def train_together(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train the network that the command line names; the exit status."""
     parser = argparse.ArgumentParser(description="Train one network of notebook 04 in several processes.")
     parser.add_argument("network", choices=MNIST_MODELS)
     parser.add_argument("--seed", type=int, default=0)

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_ode.control.controllers import PIDController
+from neural_ode import PIDController, solve
 from neural_ode.gradients import Backsolve, Interpolating
 from neural_ode.methods import METHODS, ExplicitRungeKutta, ImplicitRungeKutta, Method, ReversibleRungeKutta
 from neural_ode.methods.tableaus.explicit import RK4
-from neural_ode.solve import solve
 from reproduction.files import read_json, write_atomically
 
 __all__ = ["CASES", "FILE", "Case", "differences", "main", "measured"]
@@ -154,6 +153,7 @@ class Case:
 
     @property
     def digits(self) -> int:
+        """Decimal digits that have to agree."""
         return DIGITS_COMPILED if self.options.get("compile") else DIGITS
 
 

@@ -117,6 +117,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def main() -> int:
+    """Write those parts of the README; the exit status."""
     return exit_status(_write)
 
 

@@ -37,6 +37,7 @@ def refreshed(source: nbformat.NotebookNode, executed: nbformat.NotebookNode) ->
 
 
 def main() -> int:
+    """Store the outputs; the exit status."""
     return exit_status(_refresh)
 
 

@@ -170,6 +170,7 @@ def publish(stage: Path, root: Path, name: str, profile: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the notebook that the command line names; the exit status."""
     parser = argparse.ArgumentParser(description="Run one notebook of the pipeline, headless.")
     parser.add_argument("notebook", type=Path, help="a source-only notebook, such as .nbsrc/04_mnist.ipynb")
     parser.add_argument("--profile", default="quick", help="names the file of parameters in params/")

@@ -51,7 +51,7 @@ DOCUMENTS = ("CONTRIBUTING", "CHANGELOG")
 """Pages as they are, under the names by which others link to them."""
 
 UNLISTED = {"compiled", "_moved", "torchdiffeq_options"}
-"""Parts of the library that only the library calls."""
+"""Parts of the library that only the library calls, but for what `docs/api.md` shows."""
 
 
 class OccupiedError(FileError, FileExistsError):

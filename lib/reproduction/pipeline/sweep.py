@@ -16,6 +16,7 @@ SWEEPS = {"mnist": sweep_mnist}
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the trainings of the notebook that the command line names; the exit status."""
     parser = argparse.ArgumentParser(description="Run the trainings of a notebook as a sweep.")
     parser.add_argument("name", choices=SWEEPS, help="the notebook, without its number")
     parser.add_argument("--profile", default="quick", help="names the file of parameters in params/")

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from neural_ode.errors import NonFiniteError, needs
+from neural_ode.errors import NonFiniteError
+from neural_ode.nn import ContinuousFlow
 from reproduction.data.densities import get_target
 from reproduction.data.points import points, points_of_picture
-from reproduction.models.flows import ContinuousFlow, HyperNetwork, PlanarDynamics, PlanarFlow
-from reproduction.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from reproduction.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Fit, Row, fit
+from reproduction.models.flows import HyperNetwork, PlanarDynamics, PlanarFlow
+from reproduction.training.loop import Fit, Row, Training, fit
 from reproduction.training.planar import PlanarState, planar_steps
-
-with needs("notebooks"):
-    from tqdm import tqdm
 
 __all__ = [
     "Likelihood",
@@ -217,14 +213,12 @@ def train_planar(
 ) -> tuple[dict[tuple[str, int], PlanarFlow], float]:
     """Train planar flows with RMSprop, all objectives and seeds at once.
 
-    Killed and called again with the same `checkpoint` it goes on where it was, as `fit` does.
-
     Args:
         objectives: what for, all of one kind.
         layers: of each flow, K.
         seeds: decide the initial weights and the points.
         training: `iterations`, `batch`, `rate`, `annealing`; see `train_continuous`.
-        checkpoint: the file, written every half minute.
+        checkpoint: see `reproduction.training.loop.fit`.
         device: where to train.
 
     Returns:
@@ -239,40 +233,64 @@ def train_planar(
             torch.manual_seed(seed)
             flows[objective.name, seed] = PlanarFlow(2, layers, objective.leads_to)
     names = ("w", "u", "b")
-    state = PlanarState.start(*(torch.stack([getattr(f, x).detach() for f in flows.values()]) for x in names))
-    kind = [type(objectives[0]).__name__, *(objective.name for objective in objectives)]
-    settings = {
-        "objectives": [objective.identity for objective in objectives],
-        "layers": layers,
-        "seeds": list(seeds),
-        "training": dict(training),
-        "device": str(device),
-    }
-    run, done, seconds = fingerprint(settings, Path(__file__)), 0, 0.0
-    if checkpoint is not None and (saved := load_checkpoint(checkpoint, run)) is not None:
-        state, done, seconds = PlanarState(*saved["state"]), saved["done"], saved["seconds"]
-    state = PlanarState(*(x.to(device) for x in state))
-    steps, energy = training["iterations"], _Together(objectives)
-    started = saved_at = time.monotonic()
-    with tqdm(total=steps, initial=done, desc=f"NF, K = {layers}", unit="step", dynamic_ncols=True) as bar:
-        while done < steps:
-            number = min(CHUNK, steps - done)
-            inputs, rates, weights = (x.to(device) for x in _chunk(objectives, seeds, training, done, number))
-            state = planar_steps(state, inputs, rates, weights, energy, " ".join(kind))
-            if not all(x.isfinite().all() for x in state):
-                raise NonFiniteError(f"planar flows diverge before step {done + number}: lower the learning rate")
-            done += number
-            bar.update(number)
-            due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS or done == steps
-            if checkpoint is not None and due:
-                saved_at = time.monotonic()
-                spent = seconds + saved_at - started
-                save_checkpoint(checkpoint, run, {"state": tuple(state), "done": done, "seconds": spent})
+    stacked = (torch.stack([getattr(f, x).detach() for f in flows.values()]).to(device) for x in names)
+    task = _PlanarTraining(
+        objectives=objectives,
+        seeds=seeds,
+        training=training,
+        state=PlanarState.start(*stacked),
+        steps=training["iterations"],
+        epochs=1,
+        settings={
+            "objectives": [objective.identity for objective in objectives],
+            "layers": layers,
+            "seeds": list(seeds),
+            "training": dict(training),
+            "device": str(device),
+        },
+        code=Path(__file__),
+        label=f"NF, K = {layers}",
+    )
+    (row,) = fit(task, checkpoint)
     with torch.no_grad():
         for i, flow in enumerate(flows.values()):
-            for name, value in zip(names, state[:3], strict=True):
+            for name, value in zip(names, task.state[:3], strict=True):
                 getattr(flow, name).copy_(value[i])
-    return flows, seconds + time.monotonic() - started
+    return flows, row["seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanarTraining(Training):
+    """Stacked planar flows, changed in place, many steps in one compiled call: it looks at no loss."""
+
+    objectives: Sequence[Objective]
+    seeds: Sequence[int]
+    training: Mapping[str, Any]
+    state: PlanarState
+
+    def advance(self, done: int) -> tuple[int, Row]:
+        number = min(CHUNK, self.steps - done)
+        chunk = _chunk(self.objectives, self.seeds, self.training, done, number)
+        kind = [type(self.objectives[0]).__name__, *(objective.name for objective in self.objectives)]
+        inputs, rates, weights = (x.to(self.state.w.device) for x in chunk)
+        made = planar_steps(self.state, inputs, rates, weights, _Together(self.objectives), " ".join(kind))
+        if not all(x.isfinite().all() for x in made):
+            raise NonFiniteError(f"planar flows diverge before step {done + number}: lower the learning rate")
+        self._set(made)
+        return number, {}
+
+    def at_end_of_epoch(self) -> Mapping[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": tuple(self.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._set(state["state"])
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for own, value in zip(self.state, values, strict=True):
+            own.copy_(value)
 
 
 def _chunk(

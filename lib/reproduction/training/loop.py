@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from reproduction.training.checkpoint import fingerprint, load_checkpoint, save_
 with needs("notebooks"):
     from tqdm import tqdm
 
-__all__ = ["Fit", "Row", "fit", "history_csv", "read_history"]
+__all__ = ["Fit", "Row", "Training", "fit", "history_csv", "read_history"]
 
 Row = dict[str, float]
 """One epoch of the history."""
@@ -32,19 +33,13 @@ EMPTY = ["epoch"]
 """The columns of a history without rows."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What is trained, on what, and how.
+@dataclass(frozen=True, kw_only=True)
+class Training(ABC):
+    """What the loop trains.
 
     Attributes:
-        model: trained in place.
-        loss: maps the model and a batch to a tensor of shape ().
-        batch: gives the batch of a step by its number, always the same one.
-        optimizer: over the parameters of the model.
-        scheduler: stepped after every step of the optimizer.
         steps: how many are made.
         epochs: into how many parts of equal length they fall, up to a step where they cannot be equal.
-        evaluate: called after every epoch; its numbers go into the history.
         settings: everything that identifies the run; a checkpoint made under other settings is not resumed.
         code: the module that defines the run; neither is a checkpoint of other code.
         label: name in the progress bar.
@@ -53,14 +48,8 @@ class Fit:
         InvalidArgumentError: there is no step, no epoch, or an epoch without a step.
     """
 
-    model: nn.Module
-    loss: Callable[[nn.Module, Any], Tensor]
-    batch: Callable[[int], Any]
-    optimizer: Optimizer
-    scheduler: LRScheduler
     steps: int
     epochs: int
-    evaluate: Callable[[nn.Module], Mapping[str, float]]
     settings: Mapping[str, Any]
     code: Path
     label: str
@@ -81,13 +70,92 @@ class Fit:
         """Identifies the run by its settings and code; see `fingerprint`."""
         return fingerprint(self.settings, self.code)
 
+    @abstractmethod
+    def advance(self, done: int) -> tuple[int, Row]:
+        """Go on after `done` steps, not beyond the end of the epoch.
 
-def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
+        Returns:
+            How many steps were made, and the sums over them of what the history gives the means of.
+
+        Raises:
+            NonFiniteError: the training diverged.
+        """
+
+    @abstractmethod
+    def at_end_of_epoch(self) -> Mapping[str, float]:
+        """Further numbers for the history."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold, for `load_state_dict`; see `pack` for what can be held."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Be where the training was when `state_dict` was called; other entries of `state` are not looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Training):
+    """Descent along the gradient that autograd finds, one step a batch.
+
+    Attributes:
+        model: trained in place.
+        loss: maps the model and a batch to a tensor of shape ().
+        batch: gives the batch of a step by its number, always the same one.
+        optimizer: over the parameters of the model.
+        scheduler: stepped after every step of the optimizer.
+        evaluate: called after every epoch; its numbers go into the history.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    batch: Callable[[int], Any]
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    evaluate: Callable[[nn.Module], Mapping[str, float]]
+
+    def advance(self, done: int) -> tuple[int, Row]:
+        """One step; its `loss`, `nfe_forward` and `nfe_backward`, which are 0 for a model that solves nothing.
+
+        Raises:
+            NonFiniteError: the loss became NaN or infinite.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.model, self.batch(done))
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.scheduler.step()
+        value = loss.item()
+        if not abs(value) < float("inf"):
+            raise NonFiniteError(f"the loss of {self.label} is {value} at step {done}: lower the learning rate")
+        stats: Statistics = getattr(self.model, "stats", None) or Statistics()
+        backward = stats.backward.nfe if stats.backward is not None else 0
+        return 1, {"loss": value, "nfe_forward": stats.nfe, "nfe_backward": backward}
+
+    def at_end_of_epoch(self) -> Mapping[str, float]:
+        """What `evaluate` finds; the model is in eval mode."""
+        self.model.eval()
+        with torch.no_grad():
+            return self.evaluate(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the model, the optimizer and the scheduler."""
+        return {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scheduler")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The model is in eval mode then."""
+        for name in ("model", "optimizer", "scheduler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.model.eval()
+
+
+def fit(task: Training, checkpoint: Path | None = None) -> list[Row]:
     """Train, and return a row of history for each epoch.
 
     Killed at any moment and called again with the same `checkpoint`, it goes on where it was and, on a CPU, ends
     with the same weights bit for bit: a batch is a function of the step's number, and the checkpoint holds the
-    rest (weights, optimizer, scheduler, random state, history). A finished run's checkpoint makes it return at
+    rest (what `task.state_dict` gives, random state, history). A finished run's checkpoint makes it return at
     once.
 
     Args:
@@ -95,50 +163,35 @@ def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
         checkpoint: the file, written every half minute and after every epoch; `None` for no checkpoints.
 
     Returns:
-        Rows with `epoch`, `loss` (mean over the epoch), the numbers of `evaluate`, `nfe_forward` and
-        `nfe_backward` (mean over the steps of the epoch; 0 for a model that solves nothing), `seconds` (spent
-        training since the beginning, interruptions left out).
+        Rows with `epoch`, the means of what `task.advance` gives over the steps of the epoch, of which the `loss`
+        comes first, the numbers of its evaluation, and `seconds` (spent training since the beginning, interruptions
+        left out).
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite.
+        NonFiniteError: the training diverged.
     """
     run = task.run
     progress = _Progress()
     if checkpoint is not None and (saved := load_checkpoint(checkpoint, run)) is not None:
-        task.model.load_state_dict(saved["model"])
-        task.optimizer.load_state_dict(saved["optimizer"])
-        task.scheduler.load_state_dict(saved["scheduler"])
+        task.load_state_dict(saved)
         progress = _Progress(**saved["progress"])
 
     def save() -> None:
         if checkpoint is not None:
-            save_checkpoint(
-                checkpoint,
-                run,
-                {
-                    "model": task.model.state_dict(),
-                    "optimizer": task.optimizer.state_dict(),
-                    "scheduler": task.scheduler.state_dict(),
-                    "progress": vars(progress),
-                },
-            )
+            save_checkpoint(checkpoint, run, {**task.state_dict(), "progress": vars(progress)})
 
     with tqdm(total=task.steps, initial=progress.step, desc=task.label, unit="step", dynamic_ncols=True) as bar:
         started = time.monotonic() - progress.seconds
         saved_at = time.monotonic()
         while progress.step < task.steps:
-            task.model.train()
-            loss = _one_step(task, progress.step)
-            stats: Statistics | None = getattr(task.model, "stats", None)
-            progress.count(loss, stats)
+            made, sums = task.advance(progress.step)
+            progress.count(made, sums)
             progress.seconds = time.monotonic() - started
-            bar.update()
+            bar.update(made)
             bar.set_postfix(progress.summary(task.epochs), refresh=False)
             finished = len(progress.history)
             if progress.step == task.end_of(finished + 1):
-                task.model.eval()
-                with torch.no_grad():
-                    numbers = task.evaluate(task.model)
+                numbers = task.at_end_of_epoch()
                 progress.seconds = time.monotonic() - started
                 progress.close_epoch(progress.step - task.end_of(finished), numbers)
             elif time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
@@ -146,20 +199,7 @@ def fit(task: Fit, checkpoint: Path | None = None) -> list[Row]:
             save()
             saved_at = time.monotonic()
         bar.set_postfix(progress.summary(task.epochs))
-    task.model.eval()
     return progress.history
-
-
-def _one_step(task: Fit, step: int) -> float:
-    task.optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(task.model, task.batch(step))
-    torch.autograd.backward(loss)
-    task.optimizer.step()
-    task.scheduler.step()
-    value = loss.item()
-    if not abs(value) < float("inf"):
-        raise NonFiniteError(f"the loss of {task.label} is {value} at step {step}: lower the learning rate")
-    return value
 
 
 class _Progress:
@@ -174,23 +214,19 @@ class _Progress:
     ):
         self.step = step
         self.seconds = seconds
-        self.sums: Row = sums or {"loss": 0.0, "nfe_forward": 0.0, "nfe_backward": 0.0}
+        self.sums: Row = sums or {}
         self.history: list[Row] = history or []
 
-    def count(self, loss: float, stats: Statistics | None) -> None:
-        self.step += 1
-        self.sums["loss"] += loss
-        if stats is not None:
-            self.sums["nfe_forward"] += stats.nfe
-            self.sums["nfe_backward"] += stats.backward.nfe if stats.backward is not None else 0
+    def count(self, made: int, sums: Row) -> None:
+        self.step += made
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def close_epoch(self, steps: int, numbers: Mapping[str, float]) -> None:
         means = {name: value / steps for name, value in self.sums.items()}
-        loss = means.pop("loss")
-        self.history.append(
-            {"epoch": len(self.history) + 1, "loss": loss, **numbers, **means, "seconds": self.seconds}
-        )
-        self.sums = dict.fromkeys(self.sums, 0.0)
+        loss = {name: means.pop(name) for name in ("loss",) if name in means}
+        self.history.append({"epoch": len(self.history) + 1, **loss, **numbers, **means, "seconds": self.seconds})
+        self.sums = {}
 
     def summary(self, epochs: int) -> dict[str, str]:
         """For the progress bar: the epoch under way, and the last finished one's numbers."""

@@ -23,6 +23,7 @@ __all__ = [
     "classifier_task",
     "error_rate",
     "learning_rate",
+    "load_classifier",
     "train_classifier",
 ]
 
@@ -159,3 +160,20 @@ def train_classifier(
             raise FileError(f"{finished.with_suffix('.csv')} is damaged ({rows}): delete it and {finished.name}")
         return TrainedClassifier(task.model, history, task.run)
     return TrainedClassifier(task.model, fit(task, checkpoint), task.run)
+
+
+def load_classifier(name: str, file: Path, **how: Any) -> nn.Module:
+    """A network of Table 1 with the weights in `file`, in eval mode.
+
+    Args:
+        name: a name in `MNIST_MODELS`.
+        file: as `TrainedClassifier.save` writes it.
+        **how: keyword arguments of `neural_ode.solve`, for a network with an ODE block.
+
+    Raises:
+        UnknownNameError: no model has that name.
+        WeightsError: see `load_weights`.
+    """
+    model = mnist_net(name, **how)
+    load_weights(model, file)
+    return model

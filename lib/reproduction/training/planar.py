@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neural_ode.compiled.compiler import CannotCompile, call, while_loop
+from neural_ode.compiled import fold
 from reproduction.models.flows.discrete import constrained
 
 __all__ = ["Energy", "PlanarState", "planar_gradient", "planar_steps"]
@@ -65,14 +65,10 @@ def planar_steps(
     Returns:
         The state after the last step. Where nothing can be compiled, by loops in Python.
     """
-    try:
-        for x in state:
-            torch._dynamo.maybe_mark_dynamic(x, 1)  # one graph for all numbers of layers
-        return PlanarState(*call(_steps, ("planar", key), inputs, energy, tuple(state), inputs, rates, weights))
-    except CannotCompile:
-        for step in zip(inputs, rates, weights, strict=True):
-            state = PlanarState(*_step(energy, tuple(state), *step))
-        return state
+    for x in state:
+        torch._dynamo.maybe_mark_dynamic(x, 1)  # one graph for all numbers of layers
+    rows = (inputs, rates, weights)
+    return PlanarState(*fold(_step, tuple(state), rows, fixed=(energy,), key=("planar", key)))
 
 
 def planar_gradient(w: Tensor, u: Tensor, b: Tensor, z: Tensor, weight: Tensor, energy: Energy) -> list[Tensor]:
@@ -146,20 +142,3 @@ def _step(energy: Energy, state: tuple[Tensor, ...], z: Tensor, rate: Tensor, we
         MOMENTUM * s + g / (v.sqrt() + EPSILON) for s, g, v in zip(speeds, gradients, squares, strict=True)
     )
     return (*(x - rate * s for x, s in zip((w, u, b), speeds, strict=True)), *squares, *speeds)
-
-
-def _steps(
-    energy: Energy, state: tuple[Tensor, ...], inputs: Tensor, rates: Tensor, weights: Tensor
-) -> tuple[Tensor, ...]:
-    """Only run by `torch.compile`."""
-
-    def goes_on(done: Tensor, *state: Tensor) -> Tensor:
-        return done < len(inputs)
-
-    def step(done: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        row = done.reshape(1)
-        given = (x.index_select(0, row)[0] for x in (inputs, rates, weights))
-        return (done + 1, *_step(energy, state, *given))
-
-    made: tuple[Tensor, ...] = while_loop(goes_on, step, (torch.zeros((), dtype=torch.int64), *state))
-    return made[1:]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_ode.nn.own_times import union_of_times
+from neural_ode.nn import union_of_times
 from reproduction.data.batches import Minibatches
 from reproduction.data.spirals import Spirals
 from reproduction.measure.prediction import latent_ode_errors, rnn_errors

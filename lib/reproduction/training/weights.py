@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from neural_ode.errors import FileError, needs
 from reproduction.files import read_bytes, write_atomically
-from reproduction.models.mnist import mnist_net
 from reproduction.training.loop import Row, history_csv
 
 with needs("notebooks"):
     import safetensors.torch
 
-__all__ = ["WeightsError", "load_classifier", "load_weights", "run_of", "save_run"]
+__all__ = ["WeightsError", "load_weights", "run_of", "save_run"]
 
 CHECKSUM = "sha256"
 """The name of the checksum in the metadata of a file of weights."""
@@ -103,20 +102,3 @@ def _header(content: bytes) -> dict[str, Any]:
 
 def _way_out(file: Path) -> str:
     return f"restore it with `git checkout -- {file}` if it is in the repository, else delete it and train again"
-
-
-def load_classifier(name: str, file: Path, **how: Any) -> nn.Module:
-    """A network of Table 1 with the weights in `file`, in eval mode.
-
-    Args:
-        name: a name in `MNIST_MODELS`.
-        file: as `TrainedClassifier.save` writes it.
-        **how: keyword arguments of `neural_ode.solve`, for a network with an ODE block.
-
-    Raises:
-        UnknownNameError: no model has that name.
-        WeightsError: see `load_weights`.
-    """
-    model = mnist_net(name, **how)
-    load_weights(model, file)
-    return model

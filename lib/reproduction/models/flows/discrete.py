@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_ode.errors import UnknownNameError
-from neural_ode.nn.base_distribution import check_points, draw_base, positive, standard_normal
+from neural_ode.nn import check_points, draw_base, positive, standard_normal
 
 __all__ = ["PlanarFlow", "apply_planar_layers", "constrained"]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.nn.base_distribution import positive
+from neural_ode.nn import positive
 
 __all__ = ["HamiltonianDynamics"]
 

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from neural_ode.nn.base_distribution import positive
+from neural_ode.nn import positive
 
 __all__ = ["GatedUnits", "HyperNetwork", "PlanarDynamics", "Weights"]
 
