@@ -82,6 +82,9 @@ NAMES = {
     "step_size.column": "neural_ode.problem.state.column",
     "step_size.initial_step": "neural_ode.control.first_step.initial_step",
     "structure.Structure": "neural_ode.problem.layout.StateLayout",
+    "tableaus.ButcherTableau": "neural_ode.methods.tableaus.butcher.ButcherTableau",
+    "tableaus.DOPRI8": "neural_ode.methods.tableaus.dopri8.DOPRI8",
+    "training.weights.load_classifier": "reproduction.training.mnist.load_classifier",
 }
 """Names that did not go with their module, or are called something else now."""
 
