@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.event import Event
 from neural_ode.problem.initial_value import InitialValueProblem, output_times
 from neural_ode.problem.layout import StateLayout
-from neural_ode.problem.state import State
+from neural_ode.problem.state import Dynamics, State
 from neural_ode.solution import DenseOutput, NoDenseOutput, Segment, Solution, Statistics
 from neural_ode.stepping.events import follow_event
 from neural_ode.stepping.integrate import integrate
@@ -161,7 +160,8 @@ def solve(
         f, layout, t, settings, gradient, params, look=gradient is None, event=event, compile=compile, dense=dense
     )
     # The user's own tensor where every time was reached, so that its graph, dtype and device are kept.
-    return replace(found, t=t) if isinstance(t, Tensor) and found.event is None else found
+    shown = t if isinstance(t, Tensor) and found.event is None else found.t
+    return Solution(shown, found.y, found.stats, found.dense, found.event)
 
 
 def solve_laid_out(
@@ -191,11 +191,12 @@ def solve_laid_out(
     choice = get_gradient(gradient)
     if event is not None and not callable(event):
         raise InvalidArgumentError(f"event must be callable as event(t, y), got {type(event).__name__}")
+    dynamics = layout.dynamics(f)
     problem = InitialValueProblem(
-        f=layout.dynamics(f),
+        f=dynamics,
         y0=layout.y0,
         t=times,
-        params=(),
+        params=params_of(f, choice, params, look, lambda: _start_slope(dynamics, layout.y0, times)),
         restore=layout.restore,
         event=None if event is None else layout.event(Event.of(event)),
         compile=compile,
@@ -208,7 +209,6 @@ def solve_laid_out(
         name = settings.method.name
         text = f"compile=True is for explicit Runge-Kutta methods, such as dopri5; {name} runs as it is"
         warnings.warn(text, NeuralODEWarning, stacklevel=4)
-    problem = replace(problem, params=params_of(f, choice, params, look, lambda: _start_slope(problem)))
     return _solve(problem, settings, choice)
 
 
@@ -247,6 +247,5 @@ def _solve_dense(
     return trajectory, DenseOutput(method, segments, y0, trajectory.t[-1].item(), problem.restore)
 
 
-def _start_slope(problem: InitialValueProblem) -> Tensor:
-    y0 = problem.y0
-    return problem.f(problem.t.detach()[..., 0].to(y0.device), y0.detach())
+def _start_slope(f: Dynamics, y0: Tensor, t: Tensor) -> Tensor:
+    return f(t.detach()[..., 0].to(y0.device), y0.detach())
