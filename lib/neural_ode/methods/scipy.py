@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_ode.errors import (
@@ -23,14 +21,20 @@ from neural_ode.errors import (
     UnknownNameError,
     finite_number,
 )
+from neural_ode.methods.arrays import (
+    Array,
+    ArrayDynamics,
+    ArrayOutputs,
+    ArraySolver,
+    Failure,
+    absolute_tolerance,
+    to_numpy,
+    to_torch,
+)
 from neural_ode.methods.external import BlackBox
-from neural_ode.problem.dynamics import check_slope
 from neural_ode.problem.state import Dynamics
 
 __all__ = ["SCIPY_SOLVERS", "ScipySolver"]
-
-Array = NDArray[Any]
-Failure = tuple[type[SolverError], str]
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,9 @@ class ScipySolver(BlackBox):
         times = [float(time) for time in t]
         if len(times) == 1 or y0.numel() == 0:
             return y0.detach().expand(len(times), *y0.shape).clone(), 0
-        relative, absolute = self._relative(rtol, y0), _absolute(atol, y0)
-        dynamics = _Dynamics(f, y0)
-        outputs = _Outputs(times, _to_numpy(y0))
+        relative, absolute = self._relative(rtol, y0), absolute_tolerance(atol, y0)
+        dynamics = ArrayDynamics(f, y0)
+        outputs = ArrayOutputs(times, to_numpy(y0))
         make = _OdepackStepper if entry.odepack else _Stepper
         try:
             with _alone(self.solver) if entry.odepack else nullcontext():
@@ -146,9 +150,9 @@ class ScipySolver(BlackBox):
             if error is dynamics.raised and dynamics.starts:  # the user's own
                 raise
             passed = [*times[: len(outputs.states)], outputs.now]
-            states = _to_torch([*outputs.states, outputs.y], y0)
+            states = to_torch([*outputs.states, outputs.y], y0)
             raise error.at(outputs.now, (passed, states)) from None
-        return _to_torch(outputs.states, y0), dynamics.calls
+        return to_torch(outputs.states, y0), dynamics.calls
 
     def _relative(self, rtol: float | Tensor, y0: Tensor) -> float | Array:
         """Not less than what the solvers of SciPy would set it to, with a warning."""
@@ -160,9 +164,9 @@ class ScipySolver(BlackBox):
                 f"rtol must be one number for solver {self.solver!r}, got a tensor of shape {tuple(rtol.shape)}; "
                 "atol may have one for each entry"
             )
-        return np.maximum(_to_numpy(rtol.expand(y0.shape)), least)
+        return np.maximum(to_numpy(rtol.expand(y0.shape)), least)
 
-    def _run(self, stepper: "_Solver", dynamics: "_Dynamics", outputs: "_Outputs") -> None:
+    def _run(self, stepper: ArraySolver, dynamics: ArrayDynamics, outputs: ArrayOutputs) -> None:
         steps = 0
         while not outputs.complete:
             now = outputs.now
@@ -189,70 +193,23 @@ class ScipySolver(BlackBox):
             steps = 0 if outputs.collect(stepper) else steps + 1
 
 
-class _Outputs:
-    """Gathers the states at the output times while the steps pass over them.
-
-    Attributes:
-        states: those found so far.
-        now: the time that was reached.
-        y: the state there.
-    """
-
-    def __init__(self, times: list[float], y0: Array):
-        self._times = times
-        self._direction = math.copysign(1.0, times[-1] - times[0])
-        self.states = [y0]
-        self.now = times[0]
-        self.y = y0
-
-    @property
-    def complete(self) -> bool:
-        return len(self.states) == len(self._times)
-
-    @property
-    def due(self) -> float:
-        """The next output time."""
-        return self._times[len(self.states)]
-
-    def collect(self, stepper: "_Solver") -> bool:
-        """Take what is due in the step just made; whether anything was."""
-        self.now, self.y = stepper.t, stepper.y
-        before = len(self.states)
-        while not self.complete and (self.due - self.now) * self._direction <= 0:
-            self.states.append(self.y if self.due == self.now else stepper.at(self.due))
-        return len(self.states) > before
-
-
-class _Solver(Protocol):
-    """Makes steps from the first time to the last, not past it."""
-
-    t: float
-    y: Array
-
-    def step(self) -> Failure | None:
-        """Make one step, or say why that is impossible."""
-
-    def at(self, t: float) -> Array:
-        """The state at a time within the last step."""
-
-
 class _Stepper:
     """The solvers of SciPy that are written in Python."""
 
     def __init__(
-        self, options: ScipySolver, f: "_Dynamics", y0: Array, times: list[float], rtol: float | Array, atol: Array
+        self, how: ScipySolver, f: ArrayDynamics, y0: Array, times: list[float], rtol: float | Array, atol: Array
     ):
         span = abs(times[-1] - times[0])
         self._dynamics = f
-        self._solver = getattr(_scipy_integrate(), options.solver)(
+        self._solver = getattr(_scipy_integrate(), how.solver)(
             f,
             times[0],
             y0,
             times[-1],
             rtol=rtol,
             atol=atol,
-            max_step=options.max_step,
-            first_step=None if options.first_step is None else min(options.first_step, span),
+            max_step=how.max_step,
+            first_step=None if how.first_step is None else min(how.first_step, span),
         )
         self._dense: Any = None
         self.t: float = times[0]
@@ -289,16 +246,16 @@ class _OdepackStepper:
     _GO_TO, _ONE_STEP = 4, 5
 
     def __init__(
-        self, options: ScipySolver, f: "_Dynamics", y0: Array, times: list[float], rtol: float | Array, atol: Array
+        self, how: ScipySolver, f: ArrayDynamics, y0: Array, times: list[float], rtol: float | Array, atol: Array
     ):
-        entry = SCIPY_SOLVERS[options.solver]
+        entry = SCIPY_SOLVERS[how.solver]
         direction = math.copysign(1.0, times[-1] - times[0])
         settings: dict[str, Any] = {
             "rtol": rtol,
             "atol": atol,
-            "first_step": direction * min(options.first_step or 0.0, abs(times[-1] - times[0])),
-            "min_step": options.min_step,
-            "max_step": 0.0 if options.max_step == math.inf else options.max_step,
+            "first_step": direction * min(how.first_step or 0.0, abs(times[-1] - times[0])),
+            "min_step": how.min_step,
+            "max_step": 0.0 if how.max_step == math.inf else how.max_step,
         }
         if entry.kind:
             # The BDF need Newton's method, or they are no better on stiff problems than explicit methods.
@@ -350,67 +307,6 @@ _ODEPACK_FAILURES: dict[int, Failure] = {
     -6: (SolverError, "the tolerance of an entry became zero: atol must be positive where y vanishes"),
 }
 """What the return codes mean, from the documentation of ODEPACK (Hindmarsh 1983)."""
-
-
-class _Dynamics:
-    """`f` for SciPy: vectors of NumPy in, vectors of NumPy out.
-
-    Attributes:
-        calls: evaluations so far.
-        finite: becomes `False` when `f` returns NaN or infinity.
-        starts: becomes `False` when it does so at the start.
-        raised: what was raised here, to tell it from what SciPy raises.
-    """
-
-    def __init__(self, f: Dynamics, y0: Tensor):
-        self.f, self.y0 = f, y0
-        self.calls = 0
-        self.finite = True
-        self.starts = True
-        self.raised: BaseException | None = None
-
-    def __call__(self, t: float, y: Array) -> Array:
-        self.calls += 1
-        try:
-            slope = self._evaluate(t, y)
-            self.finite &= bool(np.isfinite(slope).all())
-            self.starts = self.finite or self.calls > 1
-            if not self.starts:
-                # SciPy would choose its first step from it, and never come back.
-                raise NonFiniteError(
-                    f"f(t, y) is not finite at the start, t = {t}: check y0 and the parameters of f"
-                )
-        except BaseException as error:
-            self.raised = error
-            raise
-        return slope
-
-    def _evaluate(self, t: float, y: Array) -> Array:
-        like = self.y0
-        # Copies both ways: SciPy writes over its vectors, and dynamics may write over theirs.
-        state = torch.tensor(y, dtype=like.dtype, device=like.device).reshape(like.shape)
-        with torch.no_grad():
-            slope = self.f(torch.tensor(t, dtype=like.abs().dtype, device=like.device), state)
-        check_slope(slope, state)
-        return _to_numpy(slope)
-
-
-def _to_numpy(x: Tensor) -> Array:
-    """A vector of float64 or complex128 that shares no memory with `x`."""
-    dtype = torch.complex128 if x.is_complex() else torch.float64
-    array: Array = x.detach().to("cpu", dtype, copy=True).reshape(-1).numpy()
-    return array
-
-
-def _to_torch(states: list[Array], like: Tensor) -> Tensor:
-    """States of SciPy as a tensor of shape (n, *like.shape)."""
-    stacked = torch.from_numpy(np.array(states)).reshape(len(states), *like.shape)
-    return stacked.to(like.device, like.dtype)
-
-
-def _absolute(atol: float | Tensor, y0: Tensor) -> Array:
-    """For each entry; never zero, so that an error of zero is within it, and that its inverse can be squared."""
-    return np.maximum(_to_numpy(torch.as_tensor(atol).expand(y0.shape)), 1e-140)
 
 
 def _scipy_integrate() -> Any:
