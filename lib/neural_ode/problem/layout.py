@@ -85,9 +85,15 @@ class StateLayout:
         return GuardedDynamics(dynamics)
 
     def event(self, event: Event) -> Event:
+        """The event as one of packed states."""
         return event if self.parts is None else event.on(self.restore)
 
     def packed_norm(self, norm: Callable[[Any], Tensor] | None) -> Norm:
+        """The user's norm as one of packed states; by default the largest root mean square among the parts.
+
+        Raises:
+            InvalidArgumentError: it is no function.
+        """
         if norm is not None and not callable(norm):
             raise InvalidArgumentError(f"norm must be a function, got {type(norm).__name__}")
         if self.parts is None:
@@ -95,6 +101,7 @@ class StateLayout:
         return self.parts.norm if norm is None else lambda x: norm(self.restore(x))
 
     def callbacks(self, callbacks: Callbacks | None) -> Callbacks:
+        """The user's callbacks as ones of packed states."""
         if callbacks is None or self.parts is None:
             return callbacks or Callbacks()
 

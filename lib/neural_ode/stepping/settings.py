@@ -117,7 +117,7 @@ class SolverSettings:
         if not (method.supports_rows and self.controls_error):
             raise InvalidArgumentError(
                 f"batched=True is for explicit methods with error control, such as dopri5; got {method.name}"
-                + (" on a fixed grid" if method.adaptive else "")
+                + (" on a fixed grid" if method.adaptive and method.supports_rows else "")
             )
         for name, value in (
             ("event", problem.event),
