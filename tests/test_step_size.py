@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neural_ode import IntegralController, PIDController, solve
+from neural_ode.control.arithmetic import Number
 from neural_ode.control.first_step import initial_step
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.problem.norms import rms_norm
@@ -35,7 +36,7 @@ from neural_ode.problem.norms import rms_norm
 def test_factor_of_the_integral_controller(err: float, factor: float) -> None:
     control = IntegralController()
     assert control.factor(err, 5) == pytest.approx(factor, rel=1e-12)
-    assert control.factors(np.array([err, 1.0]), 5) == pytest.approx([factor, 1.0], rel=1e-12)
+    assert control.factor(np.array([err, 1.0]), 5) == pytest.approx([factor, 1.0], rel=1e-12)
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -62,7 +63,7 @@ def test_factor_of_the_pid_controller() -> None:
     assert control.factor(2.0**-5, 5, (2.0**-10, 2.0**-15)) == pytest.approx(2 ** (0.8 - 1.2 + 0.3), rel=1e-12)
     assert control.factor(2.0**-10, 5, (2.0**-10, 2.0**-10)) == pytest.approx(2 ** (2 * 0.3), rel=1e-12)
     assert control.factor(2.0**-15, 5, (2.0**-10, 2.0**-5)) == pytest.approx(2 ** (3 * 0.3 + 0.4), rel=1e-12)
-    assert control.factors(np.array([2.0**-5]), 5, [np.array([2.0**-10]), np.array([2.0**-15])]) == pytest.approx(
+    assert control.factor(np.array([2.0**-5]), 5, [np.array([2.0**-10]), np.array([2.0**-15])]) == pytest.approx(
         [2**-0.1], rel=1e-12
     )
 
@@ -83,6 +84,12 @@ def test_a_pid_controller_does_not_grow_after_a_rejection(rejected: float) -> No
     assert control.factor(0.9, 5, (rejected,)) == pytest.approx(0.9**0.86, rel=1e-12)
 
 
+def test_an_error_of_zero_tells_a_pid_controller_no_trend() -> None:
+    control = PIDController(kD=0.1)
+    assert control.factor(0.5, 5, (0.0, 0.0)) == control.factor(0.5, 5) < 1.1
+    assert control.factor(0.0, 5) == 10.0
+
+
 class Watched(PIDController):
     """Writes down what it is asked and what it answers: error ratio, those before, factor."""
 
@@ -90,7 +97,7 @@ class Watched(PIDController):
         super().__init__()
         object.__setattr__(self, "seen", [])
 
-    def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
+    def factor(self, err: Number, order: int, earlier: Sequence[Number] = ()) -> Number:
         factor = super().factor(err, order, earlier)
         self.seen.append((err, tuple(earlier), factor))  # type: ignore[attr-defined]
         return factor

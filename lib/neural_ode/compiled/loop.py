@@ -5,14 +5,16 @@ whole state, shape (), or with one for each row of a batch, shape (batch,).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neural_ode.compiled.compiler import while_loop
+from neural_ode.control.controllers import integral_factor
 from neural_ode.control.first_step import initial_step
+from neural_ode.control.policy import StepPolicy, stretch_for
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.problem.norms import Norm
@@ -28,8 +30,7 @@ PATIENCE = 256
 def control_of(settings: SolverSettings, direction: float, like: Tensor) -> Tensor:
     """What the graphs know of the settings: direction, safety, ifactor, dfactor, shortest and longest step, stretch
     of the last step, most steps; float64, shape (8,)."""
-    control = settings.controller
-    stretch = 1.01 if settings.max_step == math.inf else 1.0
+    control, stretch = settings.controller, stretch_for(settings.max_step)
     limits = (settings.min_step, settings.longest_step(like), stretch, settings.max_steps)
     return torch.tensor(
         [direction, control.safety, control.ifactor, control.dfactor, *limits],
@@ -48,12 +49,14 @@ def tolerance_of(settings: SolverSettings, like: Tensor) -> tuple[Tensor, Tensor
     return rtol, atol
 
 
-def _proposed(control: Tensor, now: Tensor, h: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The step as planned, whether it reaches the end, its length then, and where it leads."""
-    direction, _, _, _, shortest, longest, stretch, _ = control.unbind()
-    planned = direction * torch.minimum(torch.maximum(h.abs(), shortest), longest)
-    reaches = (now + stretch * planned - end) * direction >= 0
-    return planned, reaches, torch.where(reaches, end - now, planned), torch.where(reaches, end, now + planned)
+def _policy(control: Tensor) -> StepPolicy[Tensor]:
+    """The rule for the steps, from what `control_of` gives."""
+    direction, safety, ifactor, dfactor, shortest, longest, stretch, _ = control.unbind()
+
+    def factor(err: Tensor, order: int, earlier: Sequence[Tensor]) -> Tensor:
+        return integral_factor(err, order, safety, ifactor, dfactor)
+
+    return StepPolicy(torch, factor, direction, shortest, longest, stretch)
 
 
 def _attempt(
@@ -72,34 +75,26 @@ def _attempt(
     Returns:
         The time and the step after it, the state and the carry there, whether it passed, its stages and length.
     """
-    planned, reaches, taken, after = _proposed(control, now, h, end)
-    direction, safety, ifactor, dfactor, shortest, *_ = control.unbind()
-    one = torch.ones_like(now)
-    step = method.step(f, now, y, column(taken.to(y.dtype), y), carry)
+    policy, active = _policy(control), now != end
+    attempt = policy.propose(now, h, end)
+    step = method.step(f, now, y, column(attempt.h.to(y.dtype), y), carry)
     assert step.error is not None
     scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
     err = torch.as_tensor(tolerance.norm(step.error / scale)).abs().to(now)
-    finite = err.isfinite()
-    err = torch.where((taken.abs() <= shortest) & finite, torch.minimum(err, one), err)
-    within = err <= 1
-    least = torch.where(within, one, dfactor)
-    factor = torch.minimum(ifactor, torch.maximum(least, safety * err ** (-1 / method.order)))
-    following = taken * torch.where(finite, factor, dfactor)
-    # Without a shorter step to try, the loop is stuck, which a step that is NaN says.
-    following = torch.where((taken.abs() <= shortest) & ~finite & (now != end), math.nan, following)
-    # A step cut short says little about the next.
-    kept = direction * torch.maximum(following.abs(), planned.abs())
-    passed = within & (now != end)
+    err, passed, lost = policy.judge(attempt, err)
+    passed = passed & active
+    following, _ = policy.go_on(attempt, passed, err, method.order, ())
     chosen = column(passed, y)
     assert step.carry is None or isinstance(step.carry, Tensor)
     return (
-        torch.where(passed, after, now),
-        torch.where(passed & reaches, kept, following),
+        torch.where(passed, attempt.after, now),
+        # Without a shorter step to try, the loop is stuck, which a step that is NaN says.
+        torch.where(lost & active, math.nan, following),
         torch.where(chosen, step.y1, y),
         y if step.carry is None else torch.where(chosen, step.carry, step.dense[0]),
         passed,
         step.dense,
-        taken,
+        attempt.h,
     )
 
 
@@ -166,9 +161,8 @@ def run_until(
     def goes_on(
         now: Tensor, h: Tensor, accepted: Tensor, tried: Tensor, recorded: Tensor, tries: Tensor, *state: Tensor
     ) -> Tensor:
-        after = _proposed(control, now, h, end)[3]
         waiting = now != end
-        stuck = waiting & ~((after - now).abs() > 0)
+        stuck: Tensor = waiting & ~_policy(control).propose(now, h, end).moves
         return waiting.any() & ~stuck.any() & (recorded < capacity) & (tries < PATIENCE)
 
     def attempt(
@@ -259,8 +253,8 @@ def run_through(
         def goes_on(
             now: Tensor, h: Tensor, accepted: Tensor, tries: Tensor, since: Tensor, *state: Tensor
         ) -> Tensor:
-            after = _proposed(control, now, h, end)[3]
-            return (now != end) & ((after - now).abs() > 0) & (tries < limit) & (since < control[7])
+            moves: Tensor = _policy(control).propose(now, h, end).moves
+            return (now != end) & moves & (tries < limit) & (since < control[7])
 
         def attempt(
             now: Tensor, h: Tensor, accepted: Tensor, tries: Tensor, since: Tensor, y: Tensor, *carry: Tensor

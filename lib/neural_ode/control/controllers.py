@@ -3,19 +3,21 @@
 Hairer, Nørsett & Wanner I, section II.4 (cited as HNW).
 """
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from neural_ode.control.arithmetic import Number, namespace
 from neural_ode.errors import InvalidArgumentError, finite_number
 
-__all__ = ["IntegralController", "PIDController"]
+__all__ = ["IntegralController", "PIDController", "integral_factor"]
 
-Array = NDArray[Any]
+_TINY = sys.float_info.min
+"""An error ratio whose powers are finite, instead of zero."""
+
+_FLOOR = 1e-10
+"""The least error ratio that `PIDController` sees; one of zero would say that the step may be of any length."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,24 @@ class IntegralController:
                 f"dfactor must lie in (0, 1) and ifactor be at least 1, got {self.dfactor!r} and {self.ifactor!r}"
             )
 
-    def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
+    def factor(self, err: Number, order: int, earlier: Sequence[Number] = ()) -> Number:
         """By how much to multiply the step.
 
         Args:
-            err: error ratio of the step just made.
+            err: error ratio of the step just made; in an array, those of many.
             order: the error is proportional to this power of the step.
             earlier: error ratios of the steps before, the last one first; infinite if it was rejected.
         """
-        if not math.isfinite(err):
-            return self.dfactor
-        if err == 0:
-            return self.ifactor
-        lowest = 1.0 if err <= 1 else self.dfactor
-        return min(self.ifactor, max(lowest, self.safety * math.pow(err, -1 / order)))
+        return integral_factor(err, order, self.safety, self.ifactor, self.dfactor)
 
-    def factors(self, err: Array, order: int, earlier: Sequence[Array] = ()) -> Array:
-        """`factor` for many error ratios at once."""
-        with np.errstate(all="ignore"):
-            factor = np.minimum(np.maximum(self.safety * err ** (-1 / order), self.dfactor), self.ifactor)
-            return np.where(err <= 1, np.maximum(factor, 1.0), np.where(np.isfinite(err), factor, self.dfactor))
+
+def integral_factor(err: Number, order: int, safety: Any, ifactor: Any, dfactor: Any) -> Number:
+    """The formula of `IntegralController`; for tensors its attributes are tensors too."""
+    xp = namespace(err)
+    wanted = safety * xp.where(err > _TINY, err, _TINY) ** (-1 / order)
+    factor: Number = xp.minimum(ifactor, xp.maximum(xp.where(err <= 1, 1.0, dfactor), wanted))
+    factor = xp.where(xp.isfinite(err), factor, dfactor)
+    return factor
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,20 @@ class PIDController(IntegralController):
         if not self.kI > 0:
             raise InvalidArgumentError(f"kI must be positive, or the error is not controlled; got {self.kI!r}")
 
-    def factor(self, err: float, order: int, earlier: Sequence[float] = ()) -> float:
-        if not math.isfinite(err):
-            return self.dfactor
-        rejected_before = bool(earlier) and not earlier[0] <= 1
-        past = [1.0 if not 0 < e <= 1 else e for e in (*earlier, 1.0, 1.0)[:2]]
-        gains = (self.kI + self.kP + self.kD, -(self.kP + 2 * self.kD), self.kD)
-        if err > 1:  # a rejected step: the error alone decides
-            return min(1.0, max(self.dfactor, self.safety * math.pow(err, -1 / order)))
-        floor = 1e-10  # an error of zero says: as long as allowed
-        product = math.prod(
-            math.pow(max(e, floor), -gain / order) for e, gain in zip((err, *past), gains, strict=True)
-        )
-        return min(1.0 if rejected_before else self.ifactor, max(self.dfactor, self.safety * product))
+    def factor(self, err: Number, order: int, earlier: Sequence[Number] = ()) -> Number:
+        xp = namespace(err)
+        product = _trend(err) ** (-(self.kI + self.kP + self.kD) / order)
+        for e, gain in zip(earlier, (self.kP + 2 * self.kD, -self.kD), strict=False):
+            product = product * _trend(xp.where(e > 0, e, 1.0)) ** (gain / order)
+        most = xp.where(earlier[0] <= 1, self.ifactor, 1.0) if earlier else self.ifactor
+        factor: Number = xp.minimum(most, xp.maximum(self.dfactor, self.safety * product))
+        # After a step that did not pass the error alone decides.
+        factor = xp.where(err <= 1, factor, super().factor(err, order))
+        return factor
 
-    def factors(self, err: Array, order: int, earlier: Sequence[Array] = ()) -> Array:
-        columns = zip(*(e.tolist() for e in (err, *earlier)), strict=True)
-        return np.array([self.factor(e, order, past) for e, *past in columns])
+
+def _trend(err: Number) -> Number:
+    """An error ratio as far as it says where the errors go: 1 if the step did not pass."""
+    xp = namespace(err)
+    trend: Number = xp.where(err <= 1, xp.where(err > _FLOOR, err, _FLOOR), 1.0)
+    return trend

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_ode.control.arithmetic import Floats
 from neural_ode.control.first_step import initial_step
+from neural_ode.control.policy import StepPolicy, stretch_for
 from neural_ode.errors import (
     MaxStepsError,
     NonFiniteError,
@@ -25,7 +27,7 @@ from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Again, frame_of
 from neural_ode.stepping.times import Clock, Outputs, strictly_inside
 
-__all__ = ["Adaptive", "adaptive", "check_start"]
+__all__ = ["Adaptive", "adaptive", "check_start", "policy_of"]
 
 
 def adaptive(
@@ -62,10 +64,7 @@ class Adaptive:
         self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
         clock, outputs, settings, stats, method = self.clock, self.outputs, self.settings, self.stats, self.method
-        direction, tolerance, shortest = clock.direction, settings.tolerance, settings.min_step
-        # A last step that would leave a sliver is stretched over it, unless that made it too long.
-        stretch = 1.01 if settings.max_step == math.inf else 1.0
-        longest = settings.longest_step(y)
+        tolerance, policy = settings.tolerance, policy_of(Floats, settings, clock.direction, y)
         self.y = y
         slope = self._slope(y)
         check_start(slope, y, self.now)
@@ -77,58 +76,48 @@ class Adaptive:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
         carry: Any = method.begin(slope)
         restarted = True
-        h = self._first_step(y, slope)
+        planned = self._first_step(y, slope)
         del slope
         err = 0.0
         earlier: tuple[float, ...] = ()
-        planned = h
         number, steps = -1, 0
         while not outputs.complete:
             if steps == settings.max_steps:
                 self._too_many_steps(event is not None)
             steps += 1
-            planned = h = direction * min(max(abs(h), shortest), longest)
-            if math.isinf(self.end) and abs(self.now) + longest > torch.finfo(y.dtype).max:
+            if math.isinf(self.end) and abs(self.now) + policy.longest > torch.finfo(y.dtype).max:
                 raise MaxStepsError(
                     f"no event until t = {self.now}, after which times are no numbers of {y.dtype}: does the "
                     "event function change its sign at all? If it does so later, set a finite end"
                 )
             # The next time to end a step at; a step that would overshoot it is cut.
-            stop = self.stops.after(self.now, self.end)
-            reaches_stop = (self.now + stretch * h - stop) * direction >= 0
-            if reaches_stop:
-                h = stop - self.now
-            after = stop if reaches_stop else self.now + h
-            if not abs(after - self.now) > 0:  # also when it is NaN
+            attempt = policy.propose(self.now, planned, self.stops.after(self.now, self.end))
+            h, after = attempt.h, attempt.after
+            if not attempt.moves:
                 _give_up(self.now, h, err)
             if settings.callbacks.step is not None:
                 self._call(settings.callbacks.step, y, h)
             step = self._step(y, h, after, carry)
             assert step.error is not None
-            err = tolerance.ratio(step.error, y, step.y1)
-            if abs(h) <= shortest:
-                if not math.isfinite(err):
-                    _give_up(self.now, h, err)
-                err = min(err, 1.0)
+            err, passed, lost = policy.judge(attempt, tolerance.ratio(step.error, y, step.y1))
+            if lost:
+                _give_up(self.now, h, err)
 
             def ratio(error: Tensor, y0: Tensor = y, y1: Tensor = step.y1) -> float:
                 return tolerance.ratio(error, y0, y1)
 
             following = method.after(step, carry, err, ratio)
-            factor = settings.controller.factor(following.err, following.order, earlier)
+            planned, earlier = policy.go_on(attempt, passed, following.err, following.order, earlier)
             before, carry = carry, following.carry
-            if not err <= 1:  # also when it is NaN
+            if not passed:
                 stats.rejected += 1
                 if settings.callbacks.reject is not None:
                     self._call(settings.callbacks.reject, y, h)
-                earlier = (math.inf, *earlier)[:2]
-                h *= factor
                 del step, ratio, following, before  # or the slopes would live, in memory, through the next step
                 continue
             stats.accepted += 1
             number += 1
             stats.step_sizes.append(h)
-            earlier = (following.err, *earlier)[:2]
             if settings.callbacks.accept is not None:
                 self._call(settings.callbacks.accept, y, h)
             crossing = None
@@ -156,11 +145,8 @@ class Adaptive:
             restarted = carry is None
             if carry is None and not outputs.complete:
                 carry = method.begin(self._slope(y))
-            h *= factor
-            if reaches_stop:
-                h = direction * max(abs(h), abs(planned))  # a step cut short says little about the next
             del step, ratio, following, before
-        return Trajectory(clock.t, outputs.stacked(), direction * max(abs(h), abs(planned)))
+        return Trajectory(clock.t, outputs.stacked(), planned)
 
     def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
         """Make an accepted step again, and find the outputs in it; see `neural_ode.stepping.step_records`."""
@@ -283,6 +269,12 @@ class _Stops:
         if position == len(self.keys):
             return end
         return self.direction * min(self.keys[position], self.direction * end)
+
+
+def policy_of(xp: Any, settings: SolverSettings, direction: float, y: Tensor) -> StepPolicy[Any]:
+    """The rule for the steps of a solve, in floats or arrays; `xp` as in `StepPolicy`."""
+    longest, stretch = settings.longest_step(y), stretch_for(settings.max_step)
+    return StepPolicy(xp, settings.controller.factor, direction, settings.min_step, longest, stretch)
 
 
 def check_start(slope: Tensor, y: Tensor, time: float) -> None:

@@ -21,7 +21,7 @@ from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.problem.norms import Norm, rms_norm
 from neural_ode.problem.state import Dynamics, real_dtype
 from neural_ode.solution import SampleStatistics, Statistics
-from neural_ode.stepping.adaptive import check_start
+from neural_ode.stepping.adaptive import check_start, policy_of
 from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Again
 
@@ -114,16 +114,15 @@ class PerSample:
         stats.per_sample = SampleStatistics(*(torch.from_numpy(counts[name]) for name in SampleStatistics._fields))
         if self.times.size == 0 or self.times.shape[1] == 1:
             return self.outputs()
-        direction, controller, tolerance = self.direction, settings.controller, by_rows(settings.tolerance)
+        tolerance, policy = by_rows(settings.tolerance), policy_of(np, settings, self.direction, y)
         end = self.times[:, -1]
-        stretch = 1.01 if settings.max_step == np.inf else 1.0
-        longest = settings.longest_step(y)
         carry: Tensor | None = self.f(self._time(), y)
         assert carry is not None
         check_start(carry, y, self.now[0])
         self._count(1, np.ones(len(end), dtype=bool))
-        h = self._first_steps(y, carry, end - self.now)
-        earlier: list[Array] = []
+        planned = self._first_steps(y, carry, end - self.now)
+        earlier: tuple[Array, ...] = ()
+        err = np.zeros_like(planned)
         steps = recorded = 0
         while True:
             active = self.now != end
@@ -136,39 +135,34 @@ class PerSample:
                     "more with max_steps, loosen rtol and atol, or use a method for stiff problems"
                 )
             steps += 1
-            h = direction * np.clip(np.abs(h), settings.min_step, longest)
-            reaches = (self.now + stretch * h - end) * direction >= 0
-            h = np.where(reaches, end - self.now, h)  # zero for rows that are done
-            after = np.where(reaches, end, self.now + h)
-            stuck = active & ~(np.abs(after - self.now) > 0)
+            attempt = policy.propose(self.now, planned, end)
+            h, after = attempt.h, attempt.after  # for rows that are done no step, and where they are
+            stuck = active & ~attempt.moves
             if stuck.any():
-                self._give_up(stuck, h)
+                self._give_up(stuck, h, err)
             step = method.step(self.f, self._time(), y, self._tensor(h).reshape(self.column), carry)
             assert step.error is not None
             with torch.no_grad():
                 scale = tolerance.scale(torch.maximum(y.abs(), step.y1.abs()))
                 err = tolerance.norm(step.error / scale).double().cpu().numpy()
-            if settings.min_step:
-                least = np.abs(h) <= settings.min_step
-                lost = active & least & ~np.isfinite(err)
-                if lost.any():
-                    self._give_up(lost, h, finite=False)
-                err = np.where(least, np.minimum(err, 1.0), err)
-            usual = err < _EXPLODED
-            if not usual.all():
+            err, passed, lost = policy.judge(attempt, err)
+            lost &= active
+            if lost.any():
+                self._give_up(lost, h, err)
+            following, latest = policy.go_on(attempt, passed, err, method.order, earlier)
+            repeated = active & ~(err < _EXPLODED)
+            if repeated.any():
                 # What is not selected below gets a gradient of zero, and zero times infinity is NaN: repeat the
                 # step, shorter for the rows that overflow or are about to.
-                repeated = active & ~usual
                 self._count(step.nfe, repeated)
                 counts["rejected"] += repeated
                 stats.rejected += int(repeated.sum())
-                h = np.where(usual, h, h * controller.dfactor)
-                last, before = [*earlier, np.ones_like(h), np.ones_like(h)][:2]
-                earlier = [np.where(usual, last, np.inf), np.where(usual, before, last)]
+                planned = np.where(repeated, following, attempt.planned)
+                before, latest = ((*x, np.ones_like(h), np.ones_like(h))[:2] for x in (earlier, latest))
+                earlier = tuple(np.where(repeated, new, old) for new, old in zip(latest, before, strict=True))
                 del step
                 continue
             self._count(step.nfe, active)
-            passed = err <= 1
             accepted = passed & active
             counts["accepted"] += accepted
             counts["rejected"] += active & ~accepted
@@ -186,8 +180,7 @@ class PerSample:
                 carry = None if step.carry is None else torch.where(select, step.carry, step.dense[0])
                 y = torch.where(select, step.y1, y)
             self.now = np.where(accepted, after, self.now)
-            h = h * controller.factors(err, method.order, earlier)
-            earlier = [np.where(passed, err, np.inf), *earlier][:2]
+            planned, earlier = following, latest
             del step
 
     def again(self, made: Sweep, y: Tensor, carry: None, then: Sweep | None, collect: bool = True) -> Again:
@@ -259,17 +252,16 @@ class PerSample:
         empty = states.new_full((n * batch, *self.shape[1:]), missing)
         return empty.index_put((index,), states).reshape(n, *self.shape)
 
-    def _give_up(self, stuck: Array, h: Array, finite: bool = True) -> None:
+    def _give_up(self, stuck: Array, h: Array, err: Array) -> None:
         row = int(stuck.nonzero()[0][0])
-        if not finite:
+        if not np.isfinite(err[row]):
             raise NonFiniteError(
-                f"f(t, y) is NaN or infinite just after t = {self.now[row]} in row {row} of the batch, with the "
-                f"shortest step too, {abs(h[row]):.1e}: does the solution blow up there, or leave the domain of f?"
+                f"f(t, y) is NaN or infinite just after t = {self.now[row]} in row {row} of the batch, however "
+                "small the step: does the solution blow up there, or leave the domain of f?"
             )
         raise StepSizeUnderflowError(
             f"at t = {self.now[row]} the error control asks for a step of {h[row]:.1e} in row {row} of the batch, "
-            "too small to change t: is the solution finite there? Loosen rtol and atol, use float64, or a method "
-            "for stiff problems"
+            "too small to change t: loosen rtol and atol, use float64, or a method for stiff problems"
         )
 
 
