@@ -233,7 +233,7 @@ def _solve_dense(
         raise InvalidArgumentError("dense=True needs gradient='direct': it keeps the steps")
     segments: list[Segment] = []
     if problem.compile:
-        settings = with_compiled_steps(settings)
+        settings = with_compiled_steps(settings, stats, "dense=True keeps the steps")
     # The first step starts from y0, which stays the caller's.
     problem = replace(problem, t=problem.t.detach(), y0=problem.y0.clone())
     trajectory = integrate(problem.f, problem.y0, problem.t, settings, stats, segments.append, problem.event)

@@ -12,11 +12,10 @@ from neural_ode.compiled.dynamics import (
     LiftedDynamics,
     check_no_hidden_dependence,
     compiling,
-    describe,
     with_parameters,
 )
-from neural_ode.compiled.forward import check
 from neural_ode.compiled.loop import PATIENCE, control_of, run_through, tolerance_of
+from neural_ode.compiled.solve import check
 from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.problem.augmented import AdjointEquation
 from neural_ode.problem.state import Dynamics
@@ -97,7 +96,7 @@ def _solved(
     state = system.start(y[-1], grad_y[-1])
     h = math.nan if settings.first_step is None else settings.first_step
     control = control_of(settings, math.copysign(1.0, before - last), y)
-    key = (dynamics.key, tuple(dynamics.names), tuple(p.shape for p in params), method, describe(norm, {}))
+    key = dynamics.key_with_parameters(method, norm)
     functions = (augmented, method, packed_norm, jump, (y, grad_y))
     status = torch.tensor([len(t) - 1, last, h, 0, 0, 0, 0], dtype=torch.float64, device=y.device)
     tries = 0.0
@@ -112,6 +111,7 @@ def _solved(
         tries = tried
     stages = method.tableau.stages - method.tableau.fsal
     stats.nfe += 2 * (settings.first_step is None) + int(begun) * method.tableau.fsal + int(tried) * stages
+    stats.compiled = "solve"
     stats.accepted += int(accepted)
     stats.rejected += int(tried - accepted)
     return system.adjoint(state), tuple(system.gradients(state))

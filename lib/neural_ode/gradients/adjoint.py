@@ -194,8 +194,10 @@ class _Solve(NamedTuple):
             return run(problem.f, y0, t, settings, stats)
         if problem.compile and memory.record is None:
             return integrate_compiled(problem.f, y0, t, settings, stats, event=problem.event)
-        steps = with_compiled_steps(settings) if problem.compile else settings
-        return integrate(problem.f, y0, t, steps, stats, memory.record, problem.event)
+        if problem.compile:
+            reason = f"gradient={self.choice.name!r} keeps something of every step"
+            settings = with_compiled_steps(settings, stats, reason)
+        return integrate(problem.f, y0, t, settings, stats, memory.record, problem.event)
 
     def part_norm(self, states: int) -> PartNorm:
         return self.choice.part_norm(self.settings.tolerance.norm, self.problem.restore, states)
@@ -303,6 +305,8 @@ class _AdjointMethod(ReverseMode):
             with ctx.autocast():
                 gradients: Sequence[Tensor]
                 if further:
+                    if problem.compile:
+                        backward.stats.not_compiled = "it is differentiated itself"
                     system = AugmentedSystem(problem.f, y[0], backward.params)
                     a, gradients = backward.by_intervals(system, backward.settings(system))
                 else:

@@ -64,6 +64,7 @@ class Reversible:
             )
         if problem.compile:
             text = "compile=True has no effect with gradient='reversible', which runs as it is"
+            stats.not_compiled = "gradient='reversible' has steps of its own"
             warnings.warn(text, NeuralODEWarning, stacklevel=3)
         settings, method = self.settings(settings, problem.t)
         trail = _Reversal(method)
