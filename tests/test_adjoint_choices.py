@@ -1,12 +1,17 @@
 """The choices that solve the adjoint equation: what they keep, what they repair, what they save."""
 
 import math
+import sys
 import weakref
+from collections import Counter
+from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import neural_ode
 from neural_ode import Backsolve, Interpolating, InvalidArgumentError, solve
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.gradients.augmented import AugmentedSystem, Quadrature
@@ -205,6 +210,39 @@ def test_tolerances_of_the_augmented_system() -> None:
     assert rows.tolerance(torch.tensor(own)).tolist() == [pytest.approx([*own, *own])] * 2
     of_all = torch.logspace(-9, -3, 11)
     assert system.tolerance(of_all) is of_all
+
+
+def test_the_backward_pass_makes_few_calls() -> None:
+    """Of functions of the library, where these take longer than the arithmetic: for five steps on a small state."""
+    f = Linear()
+    y0 = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
+    solution = solve(f, y0, [0.0, 1.0], gradient="backsolve", rtol=1e-5, atol=1e-5)
+    loss, calls = solution.y[-1].sum(), Counter[str]()
+    library = str(Path(neural_ode.__file__).parent)
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(library):
+            calls[frame.f_code.co_qualname] += 1
+
+    sys.setprofile(count)
+    try:
+        loss.backward()
+    finally:
+        sys.setprofile(None)
+    backward = solution.stats.backward
+    assert backward is not None
+    assert (backward.accepted, backward.nfe) == (5, 32)
+    assert calls["AugmentedSystem.products"] == 32
+    assert sum(calls.values()) < 17 * 32, calls.most_common()
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.tensor([[-0.5, 1.0], [-1.0, -0.5]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return y @ self.matrix
 
 
 def test_norm_gets_what_is_solved() -> None:

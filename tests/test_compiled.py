@@ -1,8 +1,10 @@
 """Compiled steps: the numbers of plain ones, nothing compiled twice, plain steps where it cannot be done."""
 
 import functools
+import gc
 import math
 import warnings
+import weakref
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+import neural_ode.compiled
 import neural_ode.compiled.compiler
-import neural_ode.compiled.forward
+import neural_ode.compiled.plan
 from neural_ode import (
     Backsolve,
     Callbacks,
     MaxStepsError,
     NeuralODEWarning,
     PIDController,
+    RecursiveCheckpoint,
     Statistics,
     StepSizeUnderflowError,
     odeint,
@@ -27,7 +31,8 @@ from neural_ode import (
     solve,
 )
 from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
-from neural_ode.compiled.compiler import Bounded, compiled_so_far
+from neural_ode.compiled.cache import CACHE, Bounded
+from neural_ode.compiled.compiler import compiled_so_far
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import get_method
 from neural_ode.problem.norms import rms_norm
@@ -229,7 +234,7 @@ def test_gradients_of_many_outputs() -> None:
     for compile in (False, True):
         y0 = start(512).double().requires_grad_()
         solution = solve(f, y0, times, rtol=1e-6, atol=1e-6, compile=compile)
-        assert solution.y[1:].numel() > neural_ode.compiled.forward._LARGE
+        assert solution.y[1:].numel() > neural_ode.compiled.plan.LARGE
         assert solution.stats.accepted < len(times) / 2
         weights = torch.linspace(-1, 1, solution.y.numel(), dtype=torch.float64).view_as(solution.y)
         found.append(torch.autograd.grad((solution.y * weights).sum(), [y0, *f.parameters()]))
@@ -536,6 +541,105 @@ def test_what_was_compiled_is_forgotten_at_last() -> None:
     assert cache[1] == "one"
     cache[3] = "three"
     assert sorted(cache) == [1, 3]
+
+
+def test_all_that_was_compiled_can_be_forgotten() -> None:
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.cos(t) - y
+
+    def run() -> tuple[Tensor, int]:
+        before = compiled_so_far()
+        return solve(f, torch.ones(2).double(), [0.0, 1.0], compile=True).y, compiled_so_far() - before
+
+    first, compiled = run()
+    assert compiled > 0
+    assert run()[1] == 0
+    graphs = [weakref.ref(graph) for graph in CACHE.graphs.values() if not isinstance(graph, str)]
+    neural_ode.compiled.clear()
+    gc.collect()
+    assert not [graph for graph in graphs if graph() is not None]
+    again, compiled = run()
+    assert compiled > 0
+    assert torch.equal(again, first)
+
+
+class Decay(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.rate * y
+
+
+@torch.compiler.disable
+def left_alone(t: Tensor, y: Tensor) -> Tensor:
+    return -y
+
+
+SAID = {
+    "not asked for": ({"compile": False}, None, None),
+    "whole": ({}, "solve", None),
+    "whole, rows": ({"batched": True}, "solve", None),
+    "whole, recursive_checkpoint": ({"gradient": "recursive_checkpoint"}, "solve", None),
+    "whole, backsolve": ({"gradient": "backsolve"}, "solve", None),
+    "event": ({"event": lambda t, y: y[0, 0] - 0.5}, "steps", "event"),
+    "event, backsolve": ({"gradient": "backsolve", "event": lambda t, y: y[0, 0] - 0.5}, "steps", "event"),
+    "dense": ({"dense": True}, "steps", "dense=True"),
+    "callbacks": ({"callbacks": Callbacks(accept=lambda *_: None)}, "steps", "callbacks"),
+    "grid": ({"method": "rk4", "step_size": 0.25}, "steps", "rk4 is not an explicit method with error control"),
+    "few states": ({"gradient": RecursiveCheckpoint(checkpoints=2)}, "steps", "checkpoints=2"),
+    "stored": ({"gradient": "interpolating"}, "steps", "interpolating"),
+    "kvaerno5": ({"method": "kvaerno5"}, None, "kvaerno5 is not an explicit Runge-Kutta method"),
+    "reversible": ({"gradient": "reversible"}, None, "reversible"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:compile=True:neural_ode.NeuralODEWarning")
+@pytest.mark.parametrize("how", SAID)
+def test_a_solve_says_how_it_ran(how: str) -> None:
+    given, ran, words = SAID[how]
+    y0 = torch.ones(3, 2, dtype=torch.float64)
+    stats = solve(Decay(), y0, [0.0, 1.0], **{"compile": True, "rtol": 1e-4, "atol": 1e-4} | given).stats
+    assert stats.compiled == ran
+    assert (stats.not_compiled is None) == (words is None)
+    assert (words or "") in (stats.not_compiled or "")
+
+
+@pytest.mark.parametrize("how", [{}, {"dense": True}, {"batched": True}])
+@pytest.mark.filterwarnings("ignore:compile=True:neural_ode.NeuralODEWarning")
+def test_why_nothing_was_compiled(how: dict[str, Any]) -> None:
+    """Also the second time, when it is not tried again."""
+    for _ in range(2):
+        stats = solve(left_alone, torch.ones(3, 2).double(), [0.0, 1.0], compile=True, **how).stats
+        assert stats.compiled is None
+        assert "disable" in (stats.not_compiled or "")
+
+
+@pytest.mark.filterwarnings("ignore:compile=True:neural_ode.NeuralODEWarning")
+@pytest.mark.parametrize(
+    ("gradient", "how", "ran", "words"),
+    [
+        ("backsolve", {}, "solve", None),
+        ("backsolve", {"batched": True}, None, "quadrature"),
+        (Backsolve(method="rk4", step_size=0.25), {}, "steps", "rk4"),
+        ("recursive_checkpoint", {}, "solve", None),
+        (RecursiveCheckpoint(checkpoints=2), {}, "steps", "checkpoints=2"),
+        ("interpolating", {}, None, "stored trajectory"),
+    ],
+)
+def test_a_backward_pass_says_how_it_ran(
+    gradient: Any, how: dict[str, Any], ran: str | None, words: str | None
+) -> None:
+    y0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    given = {"rtol": 1e-4, "atol": 1e-4, "compile": True, "gradient": gradient}
+    solution = solve(Decay(), y0, [0.0, 1.0], **given, **how)
+    solution.y[-1].sum().backward()
+    backward = solution.stats.backward
+    assert backward is not None
+    assert backward.compiled == ran
+    assert (backward.not_compiled is None) == (words is None)
+    assert (words or "") in (backward.not_compiled or "")
 
 
 def test_a_function_that_calls_itself() -> None:

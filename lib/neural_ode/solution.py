@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Statistics:
         unconverged: accepted steps whose equations were not solved, of `implicit_adams`.
         per_sample: the counters of each sample, where each has its own steps; `nfe` then counts evaluations of
             the whole batch.
+        compiled: how a solve with `compile=True` ran: `"solve"` as one graph with its loop, `"steps"` by compiled
+            steps, `None` not compiled at all.
+        not_compiled: why such a solve was not compiled, or in part only; `None` if there is nothing to explain.
         backward: the same for the backward pass, filled in when it has run, for every choice but `direct`. Here
             one evaluation of the dynamics includes its vector-Jacobian products, and steps made again count.
     """
@@ -42,6 +45,8 @@ class Statistics:
     step_sizes: list[float] = field(default_factory=list, repr=False)
     unconverged: int = 0
     per_sample: "SampleStatistics | None" = None
+    compiled: Literal["solve", "steps"] | None = None
+    not_compiled: str | None = None
     backward: "Statistics | None" = None
 
 

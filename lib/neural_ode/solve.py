@@ -240,7 +240,7 @@ def _solve_dense(
     assert isinstance(method, Method)
     segments: list[Segment] = []
     if problem.compile:
-        settings = with_compiled_steps(settings)
+        settings = with_compiled_steps(settings, stats, "dense=True keeps the steps")
     # The first step starts from y0, which stays the caller's.
     t, y0 = problem.t.detach(), problem.y0.clone()
     trajectory = integrate(problem.f, y0, t, settings, stats, segments.append, problem.event)

@@ -5,28 +5,33 @@ hundred small operations a step. Here a whole solve is one graph: the steps, whi
 error control, and the loop over both. Times, tolerances and limits are tensors in there, so that changing them,
 the size of a batch, or the values of parameters compiles nothing.
 
-* `graphs`: compiles functions and keeps what was compiled.
-* `dynamics`: the user's function with its parameters as inputs.
-* `loop`: the forward loop as a graph; `pullback`: the loop back through its steps.
-* `forward`: solves in Python around the loop, and their gradient by recomputation of the steps.
+* `cache`: what a graph depends on, and where graphs are kept; `clear()` forgets them.
+* `compiler`: compiles functions.
+* `dynamics`: the user's function with its parameters as inputs; `numbers`: those it refers to.
+* `loop`: the forward loop as a graph; `backward`: the loop back through its steps.
+* `plan`, `outputs`, `forward`: solves in Python around the loop; `gradient`: their gradient by recomputation.
 * `adjoint`: the backward solve of the adjoint method as one graph.
 * `steps`: single compiled steps, for what does not fit in a graph as a whole.
+* `solve`: which of these a solve gets.
 * `folding`: many steps that are no solve, such as those of a training, as one graph.
 """
 
 from neural_ode.compiled.adjoint import compiled_adjoint
+from neural_ode.compiled.cache import clear
 from neural_ode.compiled.compiler import CannotCompile
 from neural_ode.compiled.folding import fold
-from neural_ode.compiled.forward import compiled_integrate, integrate_compiled, per_sample_compiled
-from neural_ode.compiled.steps import with_compiled_steps, with_plain_steps
+from neural_ode.compiled.solve import compiled_integrate, integrate_compiled, per_sample_compiled
+from neural_ode.compiled.steps import with_compiled_steps, with_compiled_steps_again, with_plain_steps
 
 __all__ = [
     "CannotCompile",
+    "clear",
     "compiled_adjoint",
     "compiled_integrate",
     "fold",
     "integrate_compiled",
     "per_sample_compiled",
     "with_compiled_steps",
+    "with_compiled_steps_again",
     "with_plain_steps",
 ]

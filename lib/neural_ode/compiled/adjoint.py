@@ -12,13 +12,13 @@ from neural_ode.compiled.dynamics import (
     LiftedDynamics,
     check_no_hidden_dependence,
     compiling,
-    describe,
     with_parameters,
 )
-from neural_ode.compiled.forward import check
 from neural_ode.compiled.loop import PATIENCE, control_of, run_through, tolerance_of
+from neural_ode.compiled.solve import check
 from neural_ode.methods import ExplicitRungeKutta
-from neural_ode.problem.state import Dynamics, TupleState
+from neural_ode.problem.augmented import AdjointEquation
+from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Statistics
 from neural_ode.stepping.settings import SolverSettings
 
@@ -79,30 +79,24 @@ def _solved(
     method = settings.method
     assert isinstance(method, ExplicitRungeKutta)
 
-    def layout() -> TupleState:
-        """Of `[z, a, ∂L/∂θ]`; made inside the graph, where the size of a batch is variable."""
-        return TupleState((y.shape[1:], y.shape[1:], *(p.shape for p in params)))
+    # The system is made anew inside the graph, where the size of a batch is variable.
 
     def augmented(t: Tensor, state: Tensor) -> Tensor:
-        """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
-        z, a, *_ = layout().unpack(state)
-        slope, pull = _vjp(lambda z, *params: with_parameters(dynamics, params)(t, z), z, *params)
-        return layout().pack([slope, *pull(-a)])
+        return _System(dynamics, y[0], params)(t, state)
 
     def jump(state: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-        """The adjoint jumps by ∂L/∂z(t_i) at every observation (figure 2 of the paper)."""
-        _, a, *gradients = layout().unpack(state)
-        return layout().pack([z, a + grad_z, *gradients])
+        return _System(dynamics, y[0], params).jumped(state, z, grad_z)
 
     def packed_norm(x: Tensor) -> Tensor:
-        return norm((x.new_zeros(()), *layout().unpack(x)))
+        return norm((x.new_zeros(()), *_System(dynamics, y[0], params).unpack(x)))
 
     times = t.detach().to(y.device, torch.float64)
     last, before = t[-1].item(), t[-2].item()
-    state = layout().pack([y[-1], grad_y[-1], *(torch.zeros_like(p) for p in params)])
+    system = _System(dynamics, y[0], params)
+    state = system.start(y[-1], grad_y[-1])
     h = math.nan if settings.first_step is None else settings.first_step
     control = control_of(settings, math.copysign(1.0, before - last), y)
-    key = (dynamics.key, tuple(dynamics.names), tuple(p.shape for p in params), method, describe(norm, {}))
+    key = dynamics.key_with_parameters(method, norm)
     functions = (augmented, method, packed_norm, jump, (y, grad_y))
     status = torch.tensor([len(t) - 1, last, h, 0, 0, 0, 0], dtype=torch.float64, device=y.device)
     tries = 0.0
@@ -117,7 +111,20 @@ def _solved(
         tries = tried
     stages = method.tableau.stages - method.tableau.fsal
     stats.nfe += 2 * (settings.first_step is None) + int(begun) * method.tableau.fsal + int(tried) * stages
+    stats.compiled = "solve"
     stats.accepted += int(accepted)
     stats.rejected += int(tried - accepted)
-    _, a, *gradients = layout().unpack(state)
-    return a, tuple(gradients)
+    return system.adjoint(state), tuple(system.gradients(state))
+
+
+class _System(AdjointEquation):
+    """The augmented system in a graph, where the products are found by `torch.func`."""
+
+    def __init__(self, dynamics: LiftedDynamics, y: Tensor, params: tuple[Tensor, ...]):
+        super().__init__(y, params)
+        self.dynamics = dynamics
+
+    def products(self, t: Tensor, z: Tensor, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        dynamics = self.dynamics
+        slope, pull = _vjp(lambda z, *params: with_parameters(dynamics, params)(t, z), z, *self.params)
+        return slope, pull(vector)

@@ -4,15 +4,16 @@ import functools
 import itertools
 import math
 import types
-from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bounded", "CannotCompile", "call", "compiled_so_far", "expm1", "tanh", "while_loop"]
+from neural_ode.compiled.cache import CACHE, graph_key
+
+__all__ = ["CannotCompile", "call", "compiled_so_far", "expm1", "tanh", "while_loop"]
 
 
 class CannotCompile(Exception):  # noqa: N818 (a way to say "do it yourself", which no user sees)
@@ -36,35 +37,11 @@ def while_loop(*arguments: Any) -> Any:
     return loop(*arguments)
 
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-class Bounded(OrderedDict[Key, Value]):
-    """A dictionary that forgets what was not used for longest."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.size = size
-
-    def __getitem__(self, key: Key) -> Value:
-        self.move_to_end(key)
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: Key, value: Value) -> None:
-        super().__setitem__(key, value)
-        if len(self) > self.size:
-            del self[next(iter(self))]
-
-
-_graphs: Bounded[Any, Callable[..., Any] | str] = Bounded(128)
-"""What was compiled, or why it could not be."""
-
 _numbers = itertools.count()
 
 
 def call(
-    function: Callable[..., Any], key: tuple[Any, ...], like: Tensor, *args: Any, fuse_products: bool = False
+    function: Callable[..., Any], depends: tuple[Any, ...], like: Tensor, *args: Any, fuse_products: bool = False
 ) -> Any:
     """Run a function compiled.
 
@@ -73,7 +50,7 @@ def call(
 
     Args:
         function: what to compile; is not differentiated.
-        key: what its graph depends on besides the following.
+        depends: what its graph depends on besides the following, see `GraphKey`.
         like: a tensor whose dtype, device and shape behind the first dimension matter.
         args: of the function.
         fuse_products: whether products with matrices of few columns are to become part of the kernels around them.
@@ -81,12 +58,12 @@ def call(
     Raises:
         CannotCompile: it failed.
     """
-    key = (function, key, like.dtype, like.device, like.shape[1:], torch.get_num_threads())
-    if key not in _graphs:
+    key, graphs = graph_key(function, depends, like), CACHE.graphs
+    if key not in graphs:
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
         copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
-        _graphs[key] = torch.compile(copy, fullgraph=True, backend=functools.partial(_inductor, fuse_products))
-    graph = _graphs[key]
+        graphs[key] = torch.compile(copy, fullgraph=True, backend=functools.partial(_inductor, fuse_products))
+    graph = graphs[key]
     if isinstance(graph, str):
         raise CannotCompile(graph)
     try:
@@ -95,7 +72,7 @@ def call(
             return graph(*args)
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        _graphs[key] = reason
+        graphs[key] = reason
         raise CannotCompile(reason) from error
 
 

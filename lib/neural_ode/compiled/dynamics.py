@@ -1,22 +1,21 @@
 """The user's function in the form that graphs need: parameters are inputs, and what it is has a key."""
 
-import contextlib
 import functools
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from neural_ode.compiled.compiler import Bounded, CannotCompile, compiled_so_far
+from neural_ode.compiled.cache import CACHE, SolveKey, describe
+from neural_ode.compiled.compiler import CannotCompile, compiled_so_far
 from neural_ode.compiled.numbers import constants_of, numbers_of, with_numbers
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError
+from neural_ode.methods import ExplicitRungeKutta
 from neural_ode.problem.captured import captured
 from neural_ode.problem.dynamics import GuardedDynamics
-from neural_ode.problem.state import Dynamics, TupleState
+from neural_ode.problem.state import Dynamics
 from neural_ode.stepping.adaptive import check_start
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "check_no_hidden_dependence",
     "compiling",
     "depends_on_parameters",
-    "describe",
     "with_parameters",
 ]
 
@@ -37,7 +35,7 @@ class LiftedDynamics(nn.Module):
     Attributes:
         params: those that get gradients: by default all that require them, of the modules that `f` is or refers to.
         kind: the code that `f` runs.
-        key: what the graph depends on, up to what the guards of `torch.compile` look after.
+        constants: numbers that `f` refers to, where they are constants of the graph.
         lifts: whether numbers that `f` refers to are inputs.
     """
 
@@ -55,9 +53,10 @@ class LiftedDynamics(nn.Module):
         if isinstance(f, GuardedDynamics):
             f = f.f  # a graph keeps apart what it computes
         found: dict[int, nn.Module] = {}
-        self.kind = self.key = describe(f, found)
-        if self.kind in _constants:
-            self.key = (*self.kind, numbers_of(f))
+        self.kind = describe(f, found)
+        self.constants: tuple[float, ...] = ()
+        if (_CONSTANTS, self.kind) in CACHE.facts:
+            self.constants = numbers_of(f)
             self.lifts = False
         else:
             # In double precision, in which numbers are computed with; beside a state they take its dtype.
@@ -83,12 +82,23 @@ class LiftedDynamics(nn.Module):
         slope: Tensor = self.parts[0](t, y) if self.f is None else self.f(t, y)
         return slope
 
+    def key(self, method: ExplicitRungeKutta, norm: Callable[..., Tensor] | None = None, *variant: Any) -> SolveKey:
+        """What graphs depend on in which the parameters are no inputs, see `SolveKey`."""
+        kind = () if norm is None else describe(norm, {})
+        return SolveKey(self.kind, self.constants, method=method, norm=kind, variant=variant)
 
-_constants: Bounded[tuple[Any, ...], bool] = Bounded(1024)
-"""Kinds of dynamics whose numbers cannot be inputs."""
+    def key_with_parameters(
+        self, method: ExplicitRungeKutta, norm: Callable[..., Tensor] | None = None, *variant: Any
+    ) -> SolveKey:
+        """The same of graphs in which they are."""
+        shapes = tuple((name, p.shape) for name, p in zip(self.names, self.params, strict=True))
+        return self.key(method, norm, *variant)._replace(params=shapes)
 
-_compiled_for: Bounded[tuple[Any, ...], set[tuple[float, ...]]] = Bounded(1024)
-"""Kinds of dynamics, with the numbers that they had when something was compiled."""
+
+# Facts about kinds of dynamics.
+_CONSTANTS = "their numbers cannot be inputs"
+_COMPILED_FOR = "the numbers that they had when something was compiled"
+_INSPECTED = "they know their parameters as such"
 
 _MANY = 3
 
@@ -109,7 +119,7 @@ def compiling(
         except CannotCompile as error:
             if error.failed or not dynamics.lifts:
                 raise
-            _constants[dynamics.kind] = True
+            CACHE.facts[_CONSTANTS, dynamics.kind] = True
         return run(LiftedDynamics(f, y0, params))
     finally:
         if compiled_so_far() > before:
@@ -120,52 +130,17 @@ def _warn_of_many(kind: tuple[Any, ...], f: Any) -> None:
     """Tell, once, that numbers that `f` refers to are constants of graphs."""
     f = f.f if isinstance(f, GuardedDynamics) else f
     numbers = constants_of(f)
-    seen = _compiled_for.get(kind, set())
+    seen: set[tuple[float, ...]] = CACHE.facts.get((_COMPILED_FOR, kind), set())
     if not numbers or len(seen) == _MANY:
         return
-    _compiled_for[kind] = seen | {numbers}
-    if len(_compiled_for[kind]) == _MANY:
+    seen = seen | {numbers}
+    CACHE.facts[_COMPILED_FOR, kind] = seen
+    if len(seen) == _MANY:
         text = (
             f"compile=True: {getattr(f, '__name__', type(f).__name__)} has been compiled for {_MANY} values of the "
             f"numbers that it uses, now {numbers}, which takes long: make them tensors of shape ()"
         )
         warnings.warn(text, NeuralODEWarning, stacklevel=7)
-
-
-_structures: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
-
-
-def describe(f: Any, modules: dict[int, nn.Module], seen: tuple[int, ...] = ()) -> tuple[Any, ...]:
-    """A key for the code that `f` runs; gathers the modules that it refers to."""
-    if isinstance(f, nn.Module):
-        modules[id(f)] = f
-        if f not in _structures:
-            _structures[f] = repr(f)
-        return type(f), _structures[f]
-    if isinstance(f, GuardedDynamics):
-        return describe(f.f, modules, seen)
-    if isinstance(f, functools.partial):
-        return "partial", *(describe(x, modules, seen) for x in (f.func, *f.args, *f.keywords.values()))
-    if isinstance(f, types.MethodType):
-        return describe(f.__func__, modules, seen), describe(f.__self__, modules, seen)
-    if isinstance(f, types.FunctionType):
-        if id(f) in seen:  # a function that calls itself
-            return (f.__code__,)
-        seen = (*seen, id(f))
-        cells = []
-        for cell in f.__closure__ or ():
-            with contextlib.suppress(ValueError):  # it is still empty
-                cells.append(cell.cell_contents)
-        known = f.__globals__
-        cells += [known[name] for name in f.__code__.co_names if isinstance(known.get(name), nn.Module)]
-        cells += [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
-        return f.__code__, *(describe(x, modules, seen) for x in cells)
-    if isinstance(f, TupleState):
-        return (f,)
-    if callable(f) and hasattr(f, "__dict__") and not isinstance(f, type) and id(f) not in seen:
-        parts = [x for x in vars(f).values() if callable(x)]
-        return type(f), *(describe(x, modules, (*seen, id(f))) for x in parts)
-    return (type(f),)
 
 
 def with_parameters(dynamics: LiftedDynamics, params: tuple[Tensor, ...]) -> Dynamics:
@@ -216,10 +191,6 @@ def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, gr
     return bool(leaves)
 
 
-_inspected: Bounded[tuple[Any, ...], bool] = Bounded(1024)
-"""Kinds of dynamics that have been seen to know their parameters as such."""
-
-
 def check_no_hidden_dependence(dynamics: LiftedDynamics, f: Dynamics, time: Tensor, y: Tensor) -> None:
     """Look whether `f` knows its parameters by other ways than as such.
 
@@ -231,7 +202,7 @@ def check_no_hidden_dependence(dynamics: LiftedDynamics, f: Dynamics, time: Tens
             would be missed.
     """
     known = {id(p) for p in dynamics.parameters()}
-    seen = dynamics.kind in _inspected and all(id(x) in known for x in captured(f).values())
+    seen = (_INSPECTED, dynamics.kind) in CACHE.facts and all(id(x) in known for x in captured(f).values())
     if not dynamics.params or seen:
         return
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
@@ -242,7 +213,7 @@ def check_no_hidden_dependence(dynamics: LiftedDynamics, f: Dynamics, time: Tens
             raise CannotCompile(f"f cannot be looked at: {error}") from error
     if {id(leaf) for leaf in _leaves(slope)} & {id(p) for p in dynamics.params}:
         raise CannotCompile("f uses tensors that were computed from its parameters before the solve")
-    _inspected[dynamics.kind] = True
+    CACHE.facts[_INSPECTED, dynamics.kind] = True
 
 
 def _same(x: Tensor) -> Tensor:

@@ -8,24 +8,22 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from neural_ode.methods.tableaus.butcher import ButcherTableau
+from neural_ode.problem.augmented import AdjointEquation
+from neural_ode.problem.callbacks import Callbacks
 from neural_ode.problem.dependence import GraphKeeping
-from neural_ode.problem.state import Dynamics, TupleState
+from neural_ode.problem.state import Dynamics
 
 __all__ = ["AdjointSystem", "AugmentedSystem", "Quadrature"]
 
 
-class AugmentedSystem:
-    """The system of Algorithm 1, `[z, a, ∂L/∂θ]`, packed into one vector of the state's dtype.
-
-    Where every row of a batch has steps of its own, a vector for each row; `∂L/∂θ` belongs to no row, so it needs
-    a quadrature.
+class AugmentedSystem(AdjointEquation):
+    """The augmented system for the loops in Python, which find the products by autograd.
 
     Attributes:
-        states: how many of its parts are shaped like the state.
-        quadrature: integrates `∂L/∂θ` instead, which then is no part of the system; `None` if it is one.
+        f: the dynamics.
+        quadrature: integrates `∂L/∂θ` instead, which then is no part of the system; `None` if it is one. Needed
+            where every row of a batch has steps of its own, because `∂L/∂θ` belongs to no row.
     """
-
-    states = 2
 
     def __init__(
         self,
@@ -35,72 +33,41 @@ class AugmentedSystem:
         quadrature: "Quadrature | None" = None,
         batched: bool = False,
     ):
-        self.f, self.dtype, self.quadrature = f, y.dtype, quadrature
+        super().__init__(y, () if quadrature is not None else params, int(batched))
+        self.f, self.quadrature = f, quadrature
+        self.watch = None if quadrature is None else quadrature.evaluated
         self.graphs = GraphKeeping()
-        self.leading = y.shape[: int(batched)]
-        self.params = () if quadrature is not None else tuple(params)
-        # A complex gradient beside a real state is kept as pairs of real numbers.
-        self.as_pairs = [p.is_complex() and not y.is_complex() for p in self.params]
-        shapes = [torch.Size((*p.shape, 2)) if pairs else p.shape for p, pairs in self._pairs()]
-        self.layout = TupleState((*(y.shape[int(batched) :],) * self.states, *shapes), int(batched))
 
-    def _pairs(self) -> list[tuple[Tensor, bool]]:
-        return list(zip(self.params, self.as_pairs, strict=True))
-
-    def pack(self, z: Tensor, a: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        stored = [torch.view_as_real(g) if pairs else g for g, pairs in zip(gradients, self.as_pairs, strict=True)]
-        return self.layout.pack([x.to(self.dtype) for x in (*(z, a)[-self.states :], *stored)])
-
-    def unpack(self, state: Tensor) -> tuple[Tensor, ...]:
-        return self.layout.unpack(state)
-
-    def adjoint(self, state: Tensor) -> Tensor:
-        """The part `a`."""
-        return self.unpack(state)[self.states - 1]
-
-    def gradients(self, state: Tensor) -> list[Tensor]:
-        """The part `∂L/∂θ`, in the dtypes of the parameters."""
-        found = []
-        for g, (p, pairs) in zip(self.unpack(state)[self.states :], self._pairs(), strict=True):
-            if pairs:
-                g = torch.view_as_complex(g.contiguous())
-            found.append((g.real if g.is_complex() and not p.is_complex() else g).to(p.dtype))
-        return found
-
-    def z(self, t: Tensor, state: Tensor) -> Tensor:
-        """The state `z` at the time `t`."""
-        return self.unpack(state)[0]
-
-    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
-        """`d/dt [z, a, ∂L/∂θ] = [f, -aᵀ ∂f/∂z, -aᵀ ∂f/∂θ]`."""
-        z, a = self.z(t, state), self.adjoint(state)
+    def products(self, t: Tensor, z: Tensor, vector: Tensor) -> tuple[Tensor, list[Tensor]]:
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             z = z if again and z.requires_grad else z.detach().requires_grad_()
             slope = self.f(t, z)
-            products = self.graphs.gradients([slope], (z, *self.params), [-a], create_graph=again)
-        rates = self.pack(slope, products[0], products[1:])
-        if self.quadrature is not None:
-            self.quadrature.evaluated(rates, slope, a)
-        return rates
+            found = self.graphs.gradients([slope], (z, *self.params), [vector], create_graph=again)
+        return slope, found
 
     def tolerance(self, value: float | Tensor) -> float | Tensor:
         """A tolerance for each entry of the state holds for the adjoint too, and its least for the parameters."""
         if not isinstance(value, Tensor):
             return value
-        z_shape, *_ = self.layout.shapes
-        size = sum(shape.numel() for shape in self.layout.shapes)
-        if value.shape == (size,) and size != z_shape.numel():
+        size, own = sum(self.sizes), self.sizes[0]
+        if value.shape == (size,) and size != own:
             return value
-        entries = value.expand(self.leading + z_shape).reshape(*self.leading, z_shape.numel())
-        numbers = size - self.states * z_shape.numel()
-        least = value.amin().expand(*self.leading, numbers)
+        entries = value.expand(self.leading + self.shapes[0]).reshape(*self.leading, own)
+        least = value.amin().expand(*self.leading, size - self.states * own)
         return torch.cat([*(entries,) * self.states, least], dim=-1)
 
-    def callback(self, call: Callable[..., object] | None) -> Callable[[Tensor, Tensor, Tensor], object] | None:
-        if call is None:
-            return None
-        return lambda t, state, h: call(t, (state.new_zeros(()), *self.unpack(state)), h)
+    def callbacks(self, calls: Callbacks) -> Callbacks:
+        """Functions of `(0, z, a, ∂L/∂θ, …)` as functions of the packed state."""
+        if calls == Callbacks():
+            return calls
+
+        def packed(call: Callable[..., object] | None) -> Callable[[Tensor, Tensor, Tensor], object] | None:
+            if call is None:
+                return None
+            return lambda t, state, h: call(t, (state.new_zeros(()), *self.unpack(state)), h)
+
+        return Callbacks(packed(calls.step), packed(calls.accept), packed(calls.reject))
 
 
 class AdjointSystem(AugmentedSystem):
@@ -119,8 +86,8 @@ class AdjointSystem(AugmentedSystem):
         super().__init__(f, y, params, quadrature)
         self.trajectory = trajectory
 
-    def z(self, t: Tensor, state: Tensor) -> Tensor:
-        return self.trajectory(t.item())
+    def states_at(self, t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.trajectory(t.item()), self.adjoint(state)
 
 
 class Quadrature:

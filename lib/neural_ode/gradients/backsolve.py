@@ -33,7 +33,7 @@ class Backsolve(Adjoint):
     Attributes:
         checkpoints: at how many states of the forward solve, at most, the backward solve of `z` is restarted. They
             are equally many steps apart (section 6 of the paper).
-        method, rtol, atol, step_size, norm, options, quadrature: see `Adjoint`.
+        method, rtol, atol, step_size, norm, options, quadrature: see `AdjointOptions`.
     """
 
     name: ClassVar[str] = "backsolve"
@@ -79,14 +79,18 @@ class Backsolve(Adjoint):
         batched = solve.problem.batched
         system = AugmentedSystem(solve.problem.f, solve.y[0], solve.params, solve.quadrature(), batched)
         settings = solve.settings(system)
-        if not solve.problem.compile or self.quadrature or batched:
+        if not solve.problem.compile:
+            return solve.by_intervals(system, settings)
+        if system.quadrature is not None:
+            solve.stats.not_compiled = "the gradients of parameters are found by quadrature"
             return solve.by_intervals(system, settings)
         try:
             return compiled_adjoint(
                 solve.problem.f, solve.params, solve.y, solve.t, solve.grad_y, settings, solve.norm, solve.stats
             )
-        except CannotCompile:
-            return solve.by_intervals(system, with_compiled_steps(settings))
+        except CannotCompile as error:
+            steps = with_compiled_steps(settings, solve.stats, str(error))
+            return solve.by_intervals(system, steps)
 
 
 class _Restarts(Memory):

@@ -32,7 +32,7 @@ class Interpolating(Adjoint):
     `backsolve` has: the stored trajectory does not depend on anything.
 
     Attributes:
-        method, rtol, atol, step_size, norm, options, quadrature: see `Adjoint`.
+        method, rtol, atol, step_size, norm, options, quadrature: see `AdjointOptions`.
     """
 
     name: ClassVar[str] = "interpolating"
@@ -52,6 +52,8 @@ class Interpolating(Adjoint):
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
         assert isinstance(solve.memory, _Dense)
+        if solve.problem.compile:
+            solve.stats.not_compiled = "the adjoint equation follows a stored trajectory"
         if len(solve.t) == 1:
             return solve.grad_y[0], [torch.zeros_like(p) for p in solve.params]
         trajectory = solve.memory.dense(solve.kept)

@@ -4,7 +4,6 @@ Exact for the discrete solve, as `direct` is, but keeps states only: one for eac
 memory for. Those in between are then found again from the kept ones (Griewank & Walther 2000).
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,11 +53,16 @@ class RecursiveCheckpoint:
 
     def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         if problem.compile:
-            if self.checkpoints is None and problem.event is None:
-                refuse_transforms(self.name)
-                with suppress(CannotCompile):
+            refuse_transforms(self.name)
+            reason = "the solve ends at an event"
+            if self.checkpoints is not None:
+                reason = f"checkpoints={self.checkpoints!r} of {self.name} keeps some of the states only"
+            elif problem.event is None:
+                try:
                     return compiled_integrate(
                         *(problem.f, problem.y0, problem.t, settings, stats), problem.params, problem.batched
                     )
-            settings = with_compiled_steps(settings)
+                except CannotCompile as error:
+                    reason = str(error)
+            settings = with_compiled_steps(settings, stats, reason)
         return solve_stepwise(self.name, problem, settings, stats, Checkpoints(self.checkpoints))

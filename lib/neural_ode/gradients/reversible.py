@@ -72,6 +72,7 @@ class Reversible:
     def __call__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics) -> Trajectory:
         if problem.compile:
             text = "compile=True has no effect with gradient='reversible', which runs as it is"
+            stats.not_compiled = "gradient='reversible' has steps of its own"
             warnings.warn(text, NeuralODEWarning, stacklevel=6)
         settings, method = self.settings(settings, problem.t)
         trail = _Reversal(method)

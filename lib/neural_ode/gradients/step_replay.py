@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from neural_ode.compiled import with_plain_steps
+from neural_ode.compiled import with_compiled_steps_again, with_plain_steps
 from neural_ode.gradients.checkpoints import Kept, Snapshot
 from neural_ode.gradients.differentiable import (
     Autocast,
@@ -124,6 +124,7 @@ class _Solve:
         with self.autocast():
             if torch.is_grad_enabled():
                 return self._with_graph(stats, y0, t, grad_y, params)
+            self.settings = with_compiled_steps_again(self.settings, stats)
             return self._by_steps(stats, kept, t, grad_y, params)
 
     def _by_steps(
@@ -157,6 +158,8 @@ class _Solve:
         self, stats: Statistics, y0: Tensor, t: Tensor, grad_y: Tensor, params: Sequence[Tensor]
     ) -> list[Tensor]:
         """The same from the graph of all steps, which can be differentiated."""
+        if self.problem.compile:
+            stats.not_compiled = "it is differentiated itself"
         self.settings = with_plain_steps(self.settings)
         replay = self._replay(t if self.problem.t.requires_grad else t.detach(), stats)
         y, carry = y0, None

@@ -34,24 +34,28 @@ class GraphKeeping:
         create_graph: bool = False,
     ) -> list[Tensor]:
         """`torch.autograd.grad`, zero where nothing depends on anything."""
-        active = [(r, a) for r, a in zip(results, along, strict=True) if r.requires_grad]
-        if not active:
+        outputs: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for result, cotangent in zip(results, along, strict=True):
+            if result.requires_grad:
+                outputs.append(result)
+                cotangents.append(cotangent)
+        if not outputs:
             return [torch.zeros_like(x) for x in inputs]
-        outputs, cotangents = zip(*active, strict=True)
-
-        def pull(keep: bool) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(
-                outputs, inputs, cotangents, allow_unused=True, retain_graph=keep, create_graph=create_graph
-            )
-
+        how: dict[str, Any] = {"allow_unused": True, "create_graph": create_graph}
         try:
-            found = pull(self._keeps or create_graph)
+            found = torch.autograd.grad(
+                outputs, inputs, cotangents, retain_graph=self._keeps or create_graph, **how
+            )
         except RuntimeError as error:
             if create_graph or "donated buffers" not in str(error):
                 raise
             self._keeps = False
-            found = pull(False)
-        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+            found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=False, **how)
+        complete: list[Tensor] = []
+        for gradient, x in zip(found, inputs, strict=True):
+            complete.append(torch.zeros_like(x) if gradient is None else gradient)
+        return complete
 
 
 def gradients(

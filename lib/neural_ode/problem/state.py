@@ -1,10 +1,10 @@
 """The state of a solve: one tensor, or a tuple of tensors packed into one.
 
-The solvers see a single tensor. A tuple is flattened and concatenated; `TupleState` has_history the shapes.
+The solvers see a single tensor. A tuple is flattened and concatenated; `TupleState` keeps the shapes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -41,15 +41,15 @@ class TupleState:
     Attributes:
         shapes: of the parts, without the leading dimensions.
         leading: how many leading dimensions the parts share and keep when they are packed.
+        sizes: how many numbers the shapes have.
     """
 
     shapes: tuple[torch.Size, ...]
     leading: int = 0
+    sizes: list[int] = field(init=False, repr=False, compare=False)
 
-    @property
-    def sizes(self) -> list[int]:
-        """How many entries each part has."""
-        return [shape.numel() for shape in self.shapes]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", [shape.numel() for shape in self.shapes])
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """Tensors of `shapes` to one whose last dimension is packed, in a dtype that can represent all of them."""
@@ -60,7 +60,7 @@ class TupleState:
         """A tensor whose last dimension is packed, to tensors of shape (*leading, *shape)."""
         leading = packed.shape[:-1]
         parts = torch.split(packed, self.sizes, dim=-1)
-        return tuple(part.reshape(leading + shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return tuple([part.reshape(leading + shape) for part, shape in zip(parts, self.shapes, strict=True)])
 
     def norm(self, x: Tensor) -> Tensor:
         """The largest root mean square among the parts of a packed vector."""
