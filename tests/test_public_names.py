@@ -75,7 +75,7 @@ def undocumented(file: Path) -> list[str]:
     return [name for name, node in found.items() if not ast.get_docstring(node) and "extra_repr" not in name]
 
 
-@pytest.mark.parametrize("package", ["reproduction"])
+@pytest.mark.parametrize("package", ["neural_ode", "reproduction"])
 def test_everything_public_has_a_docstring(package: str) -> None:
     files = sorted((LIBRARY / package).rglob("*.py"))
     assert [file.name for file in files if not ast.get_docstring(ast.parse(file.read_text()))] == []

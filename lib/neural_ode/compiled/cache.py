@@ -64,6 +64,7 @@ class GraphKey(NamedTuple):
 
 
 def graph_key(function: Callable[..., Any], depends: tuple[Any, ...], state: Tensor) -> GraphKey:
+    """The key of a function on a state like this one, compiled for what it `depends` on besides."""
     return GraphKey(function, depends, state.dtype, state.device, state.shape[1:], torch.get_num_threads())
 
 

@@ -55,6 +55,7 @@ class Plan:
 
     @cached_property
     def direction(self) -> float:
+        """1, or -1 in reverse time."""
         return -1.0 if (self.times[..., -1] < self.times[..., 0]).any() else 1.0
 
     @property

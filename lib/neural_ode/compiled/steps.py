@@ -103,9 +103,7 @@ class CompiledRungeKutta(ExplicitRungeKutta):
         # The next replay writes to the same memory.
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, step) if replayed else step
 
-    def _given_up(
-        self, reason: str, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry
-    ) -> Step:
+    def _given_up(self, reason: str, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
         self.stats.compiled, self.stats.not_compiled = None, reason
         return self.plain.step(f, t, y, h, carry)
 

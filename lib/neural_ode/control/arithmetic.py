@@ -28,6 +28,7 @@ class Floats:
 
     @staticmethod
     def where(condition: bool, x: float, y: float) -> float:
+        """`x` where the condition holds, else `y`."""
         return x if condition else y
 
 

@@ -94,6 +94,7 @@ class PIDController(IntegralController):
             raise InvalidArgumentError(f"kI must be positive, or the error is not controlled; got {self.kI!r}")
 
     def factor(self, err: Number, order: int, earlier: Sequence[Number] = ()) -> Number:
+        """The product above, within the limits; see `IntegralController.factor`."""
         xp = namespace(err)
         product = _trend(err) ** (-(self.kI + self.kP + self.kD) / order)
         for e, gain in zip(earlier, (self.kP + 2 * self.kD, -self.kD), strict=False):

@@ -123,6 +123,7 @@ class BackwardSolve:
         )
 
     def quadrature(self) -> Quadrature | None:
+        """Where `∂L/∂θ` is summed up if it is not solved for: with `quadrature=True`, and for rows always."""
         if not (self.choice.quadrature or self.problem.batched):
             return None
         assert isinstance(self.steps.method, ExplicitRungeKutta)

@@ -39,6 +39,7 @@ class AugmentedSystem(AdjointEquation):
         self.graphs = GraphKeeping()
 
     def products(self, t: Tensor, z: Tensor, vector: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """By autograd, whose graph of `f` may be kept for a quadrature; see `AdjointEquation.products`."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             z = z if again and z.requires_grad else z.detach().requires_grad_()
@@ -87,6 +88,7 @@ class AdjointSystem(AugmentedSystem):
         self.trajectory = trajectory
 
     def states_at(self, t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`z` from the trajectory, and the part `a`."""
         return self.trajectory(t.item()), self.adjoint(state)
 
 

@@ -50,6 +50,11 @@ class Backsolve(Adjoint):
             )
 
     def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        """The method shows its steps if some are kept; with rows, the backward solve can have them too.
+
+        Raises:
+            InvalidArgumentError: that is not so; the message names what to use instead.
+        """
         if problem.batched:
             self._check_rows(settings.method if self.method is None else get_method(self.method))
         super().check(problem, settings)
@@ -73,9 +78,11 @@ class Backsolve(Adjoint):
                 )
 
     def memory(self, settings: SolverSettings) -> Memory:
+        """As many states as `checkpoints`, to restart from."""
         return _Restarts(self.checkpoints) if self.checkpoints else Memory()
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
+        """Algorithm 1 of the paper, from observation to observation; as one graph where it compiles."""
         batched = solve.problem.batched
         system = AugmentedSystem(solve.problem.f, solve.y[0], solve.params, solve.quadrature(), batched)
         settings = solve.settings(system)

@@ -9,14 +9,17 @@ repetitions of a step one gets through `C(s + r, s)` steps).
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from neural_ode.methods.base import Carry
 from neural_ode.stepping.step_records import Replay
 
 __all__ = ["Budget", "Checkpoints", "Kept", "Snapshot"]
+
+Recorded = TypeVar("Recorded")
 
 Budget = int | Literal["log"] | None
 """How many states to keep: so many, a number that grows like the logarithm of the steps, or all."""
@@ -31,7 +34,7 @@ class Snapshot(NamedTuple):
     """
 
     y: Tensor
-    carry: Any
+    carry: Carry
 
 
 Kept = tuple[int, Snapshot]
@@ -65,7 +68,7 @@ class Checkpoints:
             return steps
         return self.budget if self.budget != "log" else 1 + math.ceil(math.log2(steps + 1))
 
-    def backwards(self, made: Sequence[Any], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+    def backwards(self, made: Sequence[Recorded], kept: Sequence[Kept], replay: Replay[Recorded]) -> Iterator[Kept]:
         """Every step with what it started from, the last one first; see `Trail`.
 
         Never holds more than `capacity(len(made))` of them, besides the one that it gives away.

@@ -39,6 +39,11 @@ class ReverseMode(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refused.
+
+        Raises:
+            InvalidArgumentError: always.
+        """
         raise InvalidArgumentError(
             "forward mode needs gradient='direct': the other choices know how to go backwards only"
         )

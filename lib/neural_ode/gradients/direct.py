@@ -28,6 +28,11 @@ class Direct:
     supports_dense: ClassVar[bool] = True
 
     def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        """The method shows its steps.
+
+        Raises:
+            InvalidArgumentError: that is not so; the message names what to use instead.
+        """
         if not settings.method.shows_steps:
             raise InvalidArgumentError(
                 f"gradient='direct' goes back through the steps of the solver, and {settings.method.name} does not "

@@ -39,6 +39,11 @@ class Interpolating(Adjoint):
     states: ClassVar[int] = AdjointSystem.states
 
     def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        """The method has dense output.
+
+        Raises:
+            InvalidArgumentError: that is not so; the message names what to use instead.
+        """
         super().check(problem, settings)
         if not settings.method.has_dense_output:
             raise InvalidArgumentError(
@@ -47,10 +52,12 @@ class Interpolating(Adjoint):
             )
 
     def memory(self, settings: SolverSettings) -> Memory:
+        """All steps, as dense output."""
         assert isinstance(settings.method, Method)
         return _Dense(settings.method)
 
     def solve_back(self, solve: BackwardSolve) -> tuple[Tensor, Sequence[Tensor]]:
+        """The adjoint equation along the stored trajectory, from observation to observation."""
         assert isinstance(solve.memory, _Dense)
         if solve.problem.compile:
             solve.stats.not_compiled = "the adjoint equation follows a stored trajectory"

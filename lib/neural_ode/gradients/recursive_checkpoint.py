@@ -45,6 +45,11 @@ class RecursiveCheckpoint:
             )
 
     def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        """The method shows its steps.
+
+        Raises:
+            InvalidArgumentError: that is not so; the message names what to use instead.
+        """
         if not settings.method.shows_steps:
             raise InvalidArgumentError(
                 "gradient='recursive_checkpoint' goes back through the steps of the solver, and "

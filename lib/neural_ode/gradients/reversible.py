@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, finite_num
 from neural_ode.gradients.checkpoints import Kept, Snapshot
 from neural_ode.gradients.step_replay import solve_stepwise
 from neural_ode.methods import ExplicitRungeKutta, ReversibleRungeKutta
+from neural_ode.methods.reversible import Companion
 from neural_ode.problem.initial_value import InitialValueProblem
-from neural_ode.solution import Statistics
+from neural_ode.solution import Made, Statistics
 from neural_ode.stepping.settings import SolverSettings, Trajectory
 from neural_ode.stepping.step_records import Replay
 
@@ -58,6 +59,11 @@ class Reversible:
         object.__setattr__(self, "coupling", coupling)
 
     def check(self, problem: InitialValueProblem, settings: SolverSettings) -> None:
+        """The method is an explicit Runge-Kutta method, and no event ends the solve.
+
+        Raises:
+            InvalidArgumentError: that is not so; the message names what to use instead.
+        """
         if problem.event is not None:
             raise InvalidArgumentError(
                 "event cannot be used with gradient='reversible', which has no states inside of its steps: use "
@@ -84,6 +90,7 @@ class Reversible:
         """Both states of the method approximate the solution: one tells how far off the other may be."""
         if trail.last is None or trail.last.carry is None:
             return
+        assert isinstance(trail.last.carry, Companion)
         y, z = trail.last.y, trail.last.carry.z
         trail.last = None
         if settings.controls_error:
@@ -132,7 +139,7 @@ class _Reversal:
         self.kept.append((number, snapshot))
         self.last = snapshot
 
-    def backwards(self, made: Sequence[Any], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+    def backwards(self, made: Sequence[Made], kept: Sequence[Kept], replay: Replay[Made]) -> Iterator[Kept]:
         known = dict(kept)
         snapshot = known[len(made) - 1]
         for number in reversed(range(len(made))):
@@ -141,6 +148,7 @@ class _Reversal:
             else:
                 with torch.no_grad():
                     f, t = replay.beginning(made[number])
+                    assert isinstance(snapshot.carry, Companion)
                     y, carry, nfe = self.method.undo(f, t, snapshot.y, made[number].h, snapshot.carry)
                 replay.stats.nfe += nfe
                 snapshot = Snapshot(y, None if made[number].restarted else carry)

@@ -13,7 +13,7 @@ ones, or computed backwards.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from neural_ode.gradients.differentiable import (
 )
 from neural_ode.problem.dependence import GraphKeeping, gradients, own_parts
 from neural_ode.problem.initial_value import InitialValueProblem
-from neural_ode.solution import Segment, Statistics
+from neural_ode.solution import Made, Segment, Statistics
 from neural_ode.stepping.adaptive import Adaptive
 from neural_ode.stepping.fixed_grid import FixedGrid
 from neural_ode.stepping.integrate import integrate
@@ -40,7 +40,10 @@ from neural_ode.stepping.step_records import Replay, take_tensors, tensors_of
 __all__ = ["Trail", "solve_stepwise"]
 
 
-class Trail(Protocol):
+Recorded = TypeVar("Recorded")
+
+
+class Trail(Protocol[Recorded]):
     """Knows where the steps of a solve started."""
 
     kept: list[Kept]
@@ -48,7 +51,7 @@ class Trail(Protocol):
     def offer(self, number: int, snapshot: Snapshot) -> None:
         """Called in the forward pass, with what each step starts from."""
 
-    def backwards(self, made: Sequence[Any], kept: Sequence[Kept], replay: Replay) -> Iterator[Kept]:
+    def backwards(self, made: Sequence[Recorded], kept: Sequence[Kept], replay: Replay[Recorded]) -> Iterator[Kept]:
         """Every step with what it started from, the last one first.
 
         Args:
@@ -59,7 +62,7 @@ class Trail(Protocol):
 
 
 def solve_stepwise(
-    name: str, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, trail: Trail
+    name: str, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, trail: Trail[Any]
 ) -> Trajectory:
     """Solve, with the gradient of the discrete solve from a backward pass that makes its steps again.
 
@@ -85,9 +88,11 @@ class _Solve:
         trajectory: without its states.
     """
 
-    def __init__(self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, trail: Trail):
+    def __init__(
+        self, problem: InitialValueProblem, settings: SolverSettings, stats: Statistics, trail: Trail[Any]
+    ):
         self.problem, self.settings, self.stats, self.trail = problem, settings, stats, trail
-        self.made: list[Any] = []
+        self.made: list[Made | Sweep] = []  # all of one kind
         self.trajectory: Trajectory | None = None
         self.autocast = Autocast(problem.y0.device)
 
@@ -172,9 +177,9 @@ class _Solve:
         by_y0, by_t, *totals = gradients(results, [y0, t, *params], along, create_graph=True)
         return [grad_y[0] + by_y0, by_t, *own_parts(params, totals)]
 
-    def _replay(self, t: Tensor, stats: Statistics) -> Replay:
+    def _replay(self, t: Tensor, stats: Statistics) -> Replay[Any]:
         loop: Any = PerSample if self.problem.batched else Adaptive if self.settings.controls_error else FixedGrid
-        replay: Replay = loop(self.problem.f, self.problem.y0.detach(), t, self.settings, stats)
+        replay: Replay[Any] = loop(self.problem.f, self.problem.y0.detach(), t, self.settings, stats)
         return replay
 
 

@@ -76,6 +76,7 @@ class AdjointEquation:
         return self.pack(z, self.adjoint(state) + grad_z, self.gradients(state))
 
     def pack(self, z: Tensor, a: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """One vector of them, in the dtype of the state; `z` is left out where it is no part."""
         parts = (z, a, *gradients)[-self.states - len(gradients) :]
         if self.converts:
             pairs = (*(False,) * self.states, *self.as_pairs)

@@ -18,6 +18,7 @@ from neural_ode.errors import (
     StepSizeUnderflowError,
 )
 from neural_ode.methods import Method, Step
+from neural_ode.methods.base import Carry
 from neural_ode.problem.dynamics import check_slope
 from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics
@@ -63,6 +64,8 @@ class Adaptive:
     def run(
         self, y: Tensor, record: Callable[[Segment], None] | None = None, event: Event | None = None
     ) -> Trajectory:
+        """Step until the last output time or an event; arguments as for `integrate`, errors without their partial
+        solution."""
         clock, outputs, settings, stats, method = self.clock, self.outputs, self.settings, self.stats, self.method
         tolerance, policy = settings.tolerance, policy_of(Floats, settings, clock.direction, y)
         self.y = y
@@ -74,7 +77,7 @@ class Adaptive:
             zero = watch.at_start()
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
-        carry: Any = method.begin(slope)
+        carry: Carry = method.begin(slope)
         restarted = True
         planned = self._first_step(y, slope)
         del slope
@@ -148,7 +151,7 @@ class Adaptive:
             del step, ratio, following, before
         return Trajectory(clock.t, outputs.stacked(), planned)
 
-    def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
+    def again(self, made: Made, y: Tensor, carry: Carry, then: Made | None, collect: bool = True) -> Again:
         """Make an accepted step again, and find the outputs in it; see `neural_ode.stepping.step_records`."""
         self.now = made.t
         if carry is None:
@@ -171,7 +174,7 @@ class Adaptive:
         self.now = made.t
         return self._dynamics(made.end), self.clock.tensor(made.t)
 
-    def _step(self, y: Tensor, h: float, after: float, carry: Any) -> Step:
+    def _step(self, y: Tensor, h: float, after: float, carry: Carry) -> Step:
         """The step from where the solve is to `after`."""
         step = self.method.step(self._dynamics(after), self.clock.tensor(self.now), y, h, carry)
         self.stats.nfe += step.nfe

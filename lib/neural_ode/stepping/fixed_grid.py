@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, MaxStepsError, NeuralODEWarning, NonFiniteError, SolverError
 from neural_ode.methods import Method, Step
+from neural_ode.methods.base import Carry
 from neural_ode.problem.event import Event
 from neural_ode.problem.state import Dynamics
 from neural_ode.solution import Made, Segment, Statistics
@@ -70,7 +71,7 @@ class FixedGrid:
             zero = watch.at_start()
             if zero is not None:
                 return Trajectory(*outputs.finish(clock.t[0].detach(), y), event=zero)
-        carry: Any = None
+        carry: Carry = None
         longest = longest_step(method, y)
         unconverged: list[float] = []
         for number, (start, end) in enumerate(self._intervals()):
@@ -137,7 +138,7 @@ class FixedGrid:
         self._warn(unconverged)
         return Trajectory(clock.t, outputs.stacked())
 
-    def again(self, made: Made, y: Tensor, carry: Any, then: Made | None, collect: bool = True) -> Again:
+    def again(self, made: Made, y: Tensor, carry: Carry, then: Made | None, collect: bool = True) -> Again:
         """Make a step again, and find the outputs in it; see `neural_ode.stepping.step_records`."""
         clock = self.clock
         self.now, self.y = made.t, y
@@ -169,7 +170,7 @@ class FixedGrid:
             return self._endless(made.number)
         return self.grid[made.number], self.grid[made.number + 1]
 
-    def _step(self, y: Tensor, start: Tensor | float, after: float, h: Tensor | float, carry: Any) -> Step:
+    def _step(self, y: Tensor, start: Tensor | float, after: float, h: Tensor | float, carry: Carry) -> Step:
         clock = self.clock
         f, time = self._seen(start, after)
         length = h.to(clock.dtype).to(clock.device) if isinstance(h, Tensor) else h

@@ -18,6 +18,7 @@ from neural_ode.control.first_step import initial_step
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
 from neural_ode.methods import ExplicitRungeKutta
+from neural_ode.methods.base import Carry
 from neural_ode.problem.norms import Norm, rms_norm
 from neural_ode.problem.state import Dynamics, real_dtype
 from neural_ode.solution import SampleStatistics, Statistics
@@ -110,6 +111,7 @@ class PerSample:
         self.counts = {name: np.zeros(len(y0), dtype=np.int64) for name in SampleStatistics._fields}
 
     def run(self, y: Tensor, record: Record | None = None) -> Tensor:
+        """The states at the output times, shape (n, batch, *state); `record` is given what some row accepts."""
         settings, stats, counts, method = self.settings, self.stats, self.counts, self.method
         stats.per_sample = SampleStatistics(*(torch.from_numpy(counts[name]) for name in SampleStatistics._fields))
         if self.times.size == 0 or self.times.shape[1] == 1:
@@ -183,7 +185,7 @@ class PerSample:
             planned, earlier = following, latest
             del step
 
-    def again(self, made: Sweep, y: Tensor, carry: None, then: Sweep | None, collect: bool = True) -> Again:
+    def again(self, made: Sweep, y: Tensor, carry: Carry, then: Sweep | None, collect: bool = True) -> Again:
         """Make an attempt again, and find the outputs in it; see `neural_ode.stepping.step_records`."""
         self.now, self.done, self.found = made.now, made.done.copy(), []
         h = self._tensor(made.h).reshape(self.column)
@@ -200,6 +202,7 @@ class PerSample:
         return Again(y1, None, (index // len(y), index % len(y)), states)
 
     def beginning(self, made: Sweep) -> tuple[Dynamics, Tensor]:
+        """The dynamics, and the times where the rows of an attempt start."""
         self.now = made.now
         return self.f, self._time()
 

@@ -6,7 +6,7 @@ differentiated by itself.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -34,7 +34,11 @@ class Again(NamedTuple):
     outputs: Tensor | None
 
 
-class Replay(Protocol):
+Recorded = TypeVar("Recorded", contravariant=True)
+"""A step in numbers, as a loop records it: `Made`, or `Sweep` where rows have steps of their own."""
+
+
+class Replay(Protocol[Recorded]):
     """A loop that makes its steps again.
 
     Attributes:
@@ -43,7 +47,7 @@ class Replay(Protocol):
 
     stats: Statistics
 
-    def again(self, made: Any, y: Tensor, carry: Carry, then: Any, collect: bool = True) -> Again:
+    def again(self, made: Recorded, y: Tensor, carry: Carry, then: Recorded | None, collect: bool = True) -> Again:
         """Make an accepted step again.
 
         Args:
@@ -54,7 +58,7 @@ class Replay(Protocol):
             collect: whether to find the outputs in it.
         """
 
-    def beginning(self, made: Any) -> tuple[Dynamics, Tensor]:
+    def beginning(self, made: Recorded) -> tuple[Dynamics, Tensor]:
         """The dynamics as an accepted step sees them, and the time where it starts."""
 
 
