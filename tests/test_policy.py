@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neural_ode import IntegralController, NonFiniteError, PIDController, Statistics, solve
 from neural_ode.compiled.compiler import compiled_so_far
-from neural_ode.control.arithmetic import Floats, namespace
+from neural_ode.control.arithmetic import FLOATS, namespace
 from neural_ode.control.controllers import integral_factor
 from neural_ode.control.policy import Proposal, StepPolicy, stretch_for
 from neural_ode.control.tolerance import Tolerance
@@ -33,7 +33,7 @@ INF, NAN = math.inf, math.nan
 
 def lifted(xp: Any, x: float) -> Any:
     """A number as the loops have it: a float, an array of one row, or a tensor."""
-    if xp is Floats:
+    if xp is FLOATS:
         return x
     return np.array([x]) if xp is np else torch.tensor(x, dtype=torch.float64)
 
@@ -56,7 +56,7 @@ def policy(
     )
 
 
-every_kind = pytest.mark.parametrize("xp", [Floats, np, torch], ids=["floats", "arrays", "tensors"])
+every_kind = pytest.mark.parametrize("xp", [FLOATS, np, torch], ids=["floats", "arrays", "tensors"])
 
 
 @every_kind
@@ -91,7 +91,7 @@ def test_a_proposal(xp: Any, direction: float, limits: dict[str, float], numbers
 def proposal(xp: Any, planned: float, h: float | None = None, reaches: bool | None = None) -> Proposal[Any]:
     h = planned if h is None else h
     reaches = h != planned if reaches is None else reaches
-    flag: Any = reaches if xp is Floats else lifted(xp, reaches) == 1
+    flag: Any = reaches if xp is FLOATS else lifted(xp, reaches) == 1
     return Proposal(lifted(xp, planned), flag, lifted(xp, h), lifted(xp, h), flag)
 
 
@@ -141,7 +141,7 @@ def test_a_judgement(xp: Any, step: Any, err: float, expected: Any) -> None:
 )
 def test_the_length_after(xp: Any, direction: float, step: Any, passed: bool, err: float, expected: float) -> None:
     made = proposal(xp, *(direction * x if isinstance(x, float) else x for x in step))
-    number, done = lifted(xp, err), passed if xp is Floats else lifted(xp, passed) == 1
+    number, done = lifted(xp, err), passed if xp is FLOATS else lifted(xp, passed) == 1
     h, earlier = policy(xp, direction).go_on(made, done, number, 5, tuple(lifted(xp, x) for x in (0.25, 0.75)))
     assert lowered(h) == pytest.approx(direction * expected, rel=1e-14)
     assert lowered(earlier) == (err if passed else INF, 0.25)
@@ -178,7 +178,7 @@ def test_floats_arrays_and_tensors(
     planned: float, span: float, shortest: float, err: float, order: int, direction: float, stretch: float
 ) -> None:
     found = []
-    for xp in (Floats, np, torch):
+    for xp in (FLOATS, np, torch):
         rule = policy(xp, direction, shortest, 10.0, stretch)
         step = rule.propose(*(lifted(xp, direction * x) for x in (0.25, planned, 0.25 + span)))
         counts, passed, lost = rule.judge(step, lifted(xp, err))
@@ -200,7 +200,7 @@ def test_factors_of_floats_and_arrays(errs: list[float], order: int, gains: floa
 
 
 def test_where_the_functions_are_found() -> None:
-    assert [namespace(x) for x in (1.0, np.ones(1), torch.ones(()))] == [Floats, np, torch]
+    assert [namespace(x) for x in (1.0, np.ones(1), torch.ones(()))] == [FLOATS, np, torch]
 
 
 # The same attempts in a joint solve and for a row on its own ------------------------------------------------------

@@ -1,11 +1,12 @@
 """One formula for Python floats, NumPy arrays and tensors.
 
 The rules of the step control are written once, with operators and the few functions that `torch` and `numpy` share.
-Floats have the same functions in `Floats`: on them the loop of a joint solve runs, where an array or a tensor for
+Floats have the same functions in `FLOATS`: on them the loop of a joint solve runs, where an array or a tensor for
 every number would cost more than the decision itself.
 """
 
 import math
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,27 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Array", "Floats", "Number", "namespace"]
+__all__ = ["FLOATS", "Array", "Number", "namespace"]
 
 Array = NDArray[Any]
 
 Number = TypeVar("Number", float, Array, Tensor)
 
 
-class Floats:
-    """What the rules take from `numpy` or `torch`, for Python floats."""
+def _where(condition: bool, x: float, y: float) -> float:
+    return x if condition else y
 
-    isfinite = math.isfinite
-    minimum, maximum = min, max  # of `(nan, x)` both are NaN
 
-    @staticmethod
-    def where(condition: bool, x: float, y: float) -> float:
-        """`x` where the condition holds, else `y`."""
-        return x if condition else y
+# Of `(nan, x)` the built-in minimum and maximum are NaN.
+FLOATS: Any = SimpleNamespace(isfinite=math.isfinite, minimum=min, maximum=max, where=_where)
+"""What the rules take from `numpy` or `torch`, for Python floats."""
 
 
 def namespace(x: object) -> Any:
     """Where the functions for numbers like this one are found."""
     if isinstance(x, float):
-        return Floats
+        return FLOATS
     return torch if isinstance(x, Tensor) else np

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_ode.control.arithmetic import Floats
+from neural_ode.control.arithmetic import FLOATS
 from neural_ode.control.first_step import initial_step
 from neural_ode.control.policy import StepPolicy, stretch_for
 from neural_ode.errors import (
@@ -67,7 +67,7 @@ class Adaptive:
         """Step until the last output time or an event; arguments as for `integrate`, errors without their partial
         solution."""
         clock, outputs, settings, stats, method = self.clock, self.outputs, self.settings, self.stats, self.method
-        tolerance, policy = settings.tolerance, policy_of(Floats, settings, clock.direction, y)
+        tolerance, policy = settings.tolerance, policy_of(FLOATS, settings, clock.direction, y)
         self.y = y
         slope = self._slope(y)
         check_start(slope, y, self.now)
