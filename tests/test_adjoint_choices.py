@@ -233,7 +233,7 @@ def test_the_backward_pass_makes_few_calls() -> None:
     assert backward is not None
     assert (backward.accepted, backward.nfe) == (5, 32)
     assert calls["AugmentedSystem.products"] == 32
-    assert sum(calls.values()) < 17 * 32, calls.most_common()
+    assert sum(calls.values()) < 18 * 32, calls.most_common()
 
 
 class Linear(nn.Module):
