@@ -277,3 +277,20 @@ def test_what_cannot_be(how: dict, words: str) -> None:
 def test_bad_numbers_of_checkpoints(checkpoints: object) -> None:
     with pytest.raises(InvalidArgumentError, match="checkpoints must be"):
         Backsolve(checkpoints=checkpoints)
+
+
+def test_options_of_the_backward_solve_may_be_left_empty_but_not_be_anything() -> None:
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    for options in (None, {}, ()):
+        solve(Linear(), y0, [0.0, 1.0], gradient=Backsolve(options=options)).y.sum().backward()
+    with pytest.raises(InvalidArgumentError, match=r"options of the backward solve must be a dict"):
+        Backsolve(options=["max_step"])
+
+
+@pytest.mark.parametrize("method", ["midpoint", "scipy_solver"])
+def test_second_derivatives_are_refused_where_the_backward_solve_has_none(method: str) -> None:
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    step_size = 0.1 if method == "midpoint" else None
+    y = solve(Linear(), y0, [0.0, 0.5, 1.0], gradient=Interpolating(method=method, step_size=step_size)).y
+    with pytest.raises(InvalidArgumentError, match="needs the dense output"):
+        torch.autograd.grad(y.sum(), y0, create_graph=True)

@@ -184,3 +184,32 @@ def test_first_step_of_a_solution_at_rest() -> None:
     """Without a slope there is nothing to compare: 1e-6, and the least step from there."""
     tolerance = Tolerance(1e-3, 1e-6, rms_norm)
     assert chosen(lambda t, y: 0 * y, torch.ones(2, dtype=torch.float64), 10.0, 5, tolerance) == 1e-6
+
+
+class Alternating(PIDController):
+    """Of a user, for numbers: keeps books that arrays would break."""
+
+    def factor(self, err: Any, order: int, earlier: Any = ()) -> Any:
+        if not err <= 1:
+            return 0.5
+        return 1.1 if not earlier or earlier[0] <= 1 else 1.0
+
+
+def test_a_controller_of_ones_own_is_asked_row_by_row() -> None:
+    y0 = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    rows = solve(lambda t, y: -y, y0, [0.0, 1.0], controller=Alternating(), batched=True)
+    alone = [solve(lambda t, y: -y, row[None], [0.0, 1.0], controller=Alternating(), batched=True) for row in y0]
+    assert torch.equal(rows.y, torch.cat([solution.y for solution in alone], dim=1))
+    assert rows.stats.per_sample.accepted.tolist() == [int(s.stats.per_sample.accepted) for s in alone]
+
+
+def test_a_factor_of_whole_numbers_is_a_number() -> None:
+    for err in (1, np.float32(1.0)):
+        assert type(IntegralController().factor(err, 5)) is float
+
+
+def test_one_tolerance_may_be_a_number_beside_a_tensor() -> None:
+    y0, ones = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    expected = solve(lambda t, y: -y, y0, [0.0, 1.0], rtol=1e-3, atol=1e-4)
+    for tolerances in ({"rtol": 1e-3, "atol": 1e-4 * ones}, {"rtol": 1e-3 * ones, "atol": 1e-4}):
+        assert torch.equal(solve(lambda t, y: -y, y0, [0.0, 1.0], **tolerances).y, expected.y)

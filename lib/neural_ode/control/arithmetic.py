@@ -34,4 +34,6 @@ def namespace(x: object) -> Any:
     """Where the functions for numbers like this one are found."""
     if isinstance(x, float):
         return FLOATS
-    return torch if isinstance(x, Tensor) else np
+    if isinstance(x, Tensor):
+        return torch
+    return np if isinstance(x, np.ndarray) else FLOATS

@@ -4,14 +4,16 @@ Hairer, Nørsett & Wanner I, section II.4 (cited as HNW).
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neural_ode.control.arithmetic import Number, namespace
+import numpy as np
+
+from neural_ode.control.arithmetic import Array, Number, namespace
 from neural_ode.errors import InvalidArgumentError, finite_number
 
-__all__ = ["IntegralController", "PIDController", "integral_factor"]
+__all__ = ["IntegralController", "PIDController", "factor_for_rows", "integral_factor"]
 
 _TINY = sys.float_info.min
 """An error ratio whose powers are finite, instead of zero."""
@@ -50,7 +52,7 @@ class IntegralController:
         """By how much to multiply the step.
 
         Args:
-            err: error ratio of the step just made; in an array, those of many.
+            err: error ratio of the step just made; in an array of NumPy, those of many.
             order: the error is proportional to this power of the step.
             earlier: error ratios of the steps before, the last one first; infinite if it was rejected.
         """
@@ -111,3 +113,15 @@ def _trend(err: Number) -> Number:
     xp = namespace(err)
     trend: Number = xp.where(err <= 1, xp.where(err > _FLOOR, err, _FLOOR), 1.0)
     return trend
+
+
+def factor_for_rows(controller: IntegralController) -> Callable[[Array, int, Sequence[Array]], Array]:
+    """The controller's `factor` for arrays; one of the user's, which knows numbers, is asked row by row."""
+    if type(controller).factor in (IntegralController.factor, PIDController.factor):
+        return controller.factor
+
+    def factor(err: Array, order: int, earlier: Sequence[Array]) -> Array:
+        columns = zip(*(e.tolist() for e in (err, *earlier)), strict=True)
+        return np.array([controller.factor(e, order, tuple(past)) for e, *past in columns], dtype=np.float64)
+
+    return factor

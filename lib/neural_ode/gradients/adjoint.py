@@ -136,7 +136,9 @@ class BackwardSolve:
         for i in range(len(y) - 1, 0, -1):
             if torch.is_grad_enabled():
                 problem = InitialValueProblem(system, state, t[[i, i - 1]], self.params, lambda x: x)
-                path = self.choice.further()(problem, settings, self.stats)
+                further = self.choice.further()
+                further.check(problem, settings)
+                path = further(problem, settings, self.stats)
             elif self.problem.batched:
                 path = per_sample(system, state, t[..., [i, i - 1]], settings, self.stats, self._row_steps(system))
             else:

@@ -65,6 +65,12 @@ class AdjointOptions:
                 if number < 0 or (name == "step_size" and number == 0):
                     raise InvalidArgumentError(f"{name} of the backward solve must be positive, got {number!r}")
                 object.__setattr__(self, name, number)
+        if not self.options:  # also `None`
+            object.__setattr__(self, "options", {})
+        if not isinstance(self.options, Mapping):
+            raise InvalidArgumentError(
+                f"options of the backward solve must be a dict such as {{'max_step': 0.1}}, got {self.options!r}"
+            )
         if not (self.norm is None or self.norm == "seminorm" or callable(self.norm)):
             raise InvalidArgumentError(
                 f"norm of the backward solve must be a function or 'seminorm', got {self.norm!r}"

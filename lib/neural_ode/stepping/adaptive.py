@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.control.arithmetic import FLOATS
+from neural_ode.control.controllers import factor_for_rows
 from neural_ode.control.first_step import initial_step
 from neural_ode.control.policy import StepPolicy, stretch_for
 from neural_ode.errors import (
@@ -277,7 +278,9 @@ class _Stops:
 def policy_of(xp: Any, settings: SolverSettings, direction: float, y: Tensor) -> StepPolicy[Any]:
     """The rule for the steps of a solve, in floats or arrays; `xp` as in `StepPolicy`."""
     longest, stretch = settings.longest_step(y), stretch_for(settings.max_step)
-    return StepPolicy(xp, settings.controller.factor, direction, settings.min_step, longest, stretch)
+    controller = settings.controller
+    factor: Any = controller.factor if xp is FLOATS else factor_for_rows(controller)
+    return StepPolicy(xp, factor, direction, settings.min_step, longest, stretch)
 
 
 def check_start(slope: Tensor, y: Tensor, time: float) -> None:

@@ -83,7 +83,8 @@ class SolverSettings:
         tolerance = Tolerance(
             layout.tolerance("rtol", rtol), layout.tolerance("atol", atol), layout.packed_norm(norm)
         )
-        if not isinstance(tolerance.rtol, Tensor) and tolerance.rtol == tolerance.atol == 0:
+        numbers = [x for x in (tolerance.rtol, tolerance.atol) if not isinstance(x, Tensor)]
+        if numbers == [0, 0]:
             raise InvalidArgumentError("rtol and atol must not both be zero")
         settings = cls(chosen, tolerance, callbacks=layout.callbacks(callbacks), **stepping(**steps))
         if chosen.own_steps and not settings.controls_error:
