@@ -85,8 +85,8 @@ class PIDController(IntegralController):
     """
 
     kI: float = 0.3  # noqa: N815 (as in the literature)
-    kP: float = 0.4  # noqa: N815
-    kD: float = 0.0  # noqa: N815
+    kP: float = 0.4  # noqa: N815 (the same)
+    kD: float = 0.0  # noqa: N815 (the same)
 
     def __post_init__(self) -> None:
         super().__post_init__()
