@@ -1,11 +1,12 @@
 # make figures   everything that the paper shows, at the quick profile: figures/quick/
 # make test      all checks: lint, types, unit tests, notebooks
+# make paper     every figure of full scale, drawn anew from the committed results: figures/paper/, RESULTS.md
 # make lab       JupyterLab; its options: make lab LAB="--no-browser"
 # make notebooks store fresh outputs in notebooks/
 # make site      the executed notebooks and the reference of the library as pages to read offline: build/site
 # make benchmarks  speed beside the peers, ten to twenty minutes on a quiet machine: benchmarks/results.json
 # make lock      new requirements.lock.txt from the ranges in pyproject.toml
-# make clean     remove everything that a command has made, .venv and scratch/ included, but not figures/paper and runs/paper
+# make clean     remove everything that a command has made, .venv and scratch/ included, but not figures/paper and results/paper
 #
 # Needs python3.11 and, for the first run, the network. Name another interpreter with make PYTHON=...
 
@@ -25,25 +26,34 @@ PINS := $(if $(filter Linux-x86_64-3.11,$(PLATFORM)),-c $(LOCK))
 # DVC wants to know when there is no git around it, as in an unpacked archive.
 DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config --local core.no_scm true
 
-.PHONY: figures test lab notebooks site benchmarks lock clean
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --sanitize-with $(CURDIR)/notebooks/nbval.cfg
+
+.PHONY: figures test paper lab notebooks site benchmarks lock clean
 
 figures: $(VENV)/notebooks.stamp
 	$(DVC_WITHOUT_GIT)
-	dvc repro
+	dvc repro --quiet
 
+# The notebooks are checked as they draw: what they draw is computed once, by the pipeline.
 test: $(VENV)/dev.stamp
 	$(DVC_WITHOUT_GIT)
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
-	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 --sanitize-with $(CURDIR)/notebooks/nbval.cfg notebooks
+	dvc repro --quiet
+	OMP_NUM_THREADS=1 pytest tests $(PARALLEL)
+	OMP_NUM_THREADS=1 pytest $(NBVAL) $(PARALLEL) notebooks
+
+paper: $(VENV)/notebooks.stamp
+	OMP_NUM_THREADS=1 python -m reproduction.pipeline.redraw --profile paper $(CHECK)
 
 lab: $(VENV)/notebooks.stamp
 	jupyter lab $(LAB) notebooks
 
 notebooks: figures
 	python -m reproduction.pipeline.refresh
+	dvc repro --quiet identity
 
 site: $(VENV)/site.stamp
 	python -m reproduction.pipeline.site build/site
@@ -61,7 +71,7 @@ lock:
 	rm -rf .lock-venv
 
 clean:
-	rm -rf build $(VENV) .lock-venv .nbsrc .staging scratch figures/quick runs/quick data/mnist/MNIST dvc_plots \
+	rm -rf build $(VENV) .lock-venv .identity .staging scratch figures/quick results/quick data/mnist/MNIST dvc_plots \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis lib/*.egg-info
 	rm -f .dvc/config.local
 

@@ -11,7 +11,7 @@ from reproduction.claims import OPERATORS, Claim, Verdict, decide, load_claims, 
 
 
 def claim(scale: str = "quick", **holds_if) -> Claim:
-    return Claim("a.b", "It works.", "Table 1", "it works", holds_if, scale)
+    return Claim("a.b", "It works.", "Table 1", "it works", holds_if, scale, "04_mnist")
 
 
 def test_every_claim_can_be_decided(root: Path) -> None:
@@ -26,13 +26,12 @@ def test_every_claim_can_be_decided(root: Path) -> None:
                 sign, bound = condition.split()
                 assert sign in OPERATORS
                 float(bound)
-        if one.notebook:
-            assert (root / "notebooks" / f"{one.notebook}.ipynb").exists(), one.id
+        assert (root / "notebooks" / f"{one.notebook}.ipynb").exists(), one.id
 
 
 GOOD = """
-group:
-  name:
+04_toy:
+  group.name:
     sentence: It works.
     item: Table 1
     rule: it works
@@ -56,9 +55,9 @@ group:
         (('{estimate: ["> 0", "<= 1.5e-3"]}', '"> 0"'), r"group\.name: holds_if must name fields.*got '> 0'"),
         (("    item: Table 1\n", ""), r"group\.name: .*missing 1 required positional argument: 'item'"),
         (("item: Table 1", "itm: Table 1"), r"group\.name: .*unexpected keyword argument 'itm'"),
-        (("  name:\n", "  - name\n  # "), r"claims\.yaml"),
-        (("group:", "group: ["), r"claims\.yaml is not valid YAML"),
-        ((GOOD, "group: 3"), r"group must hold claims by their names, got 3"),
+        (("  group.name:\n", "  - name\n  # "), r"claims\.yaml"),
+        (("04_toy:", "04_toy: ["), r"claims\.yaml is not valid YAML"),
+        ((GOOD, "04_toy: 3"), r"04_toy must hold claims by their names, got 3"),
         ((GOOD, "- group"), r"claims\.yaml must hold names with values, got list"),
     ],
 )
@@ -79,11 +78,10 @@ def test_missing_claims_are_named(tmp_path: Path) -> None:
         load_claims(tmp_path / "claims.yaml")
 
 
-def test_every_claim_with_a_notebook_is_measured_by_it(root: Path) -> None:
+def test_every_claim_is_measured_by_its_notebook(root: Path) -> None:
     for one in load_claims().values():
-        if one.notebook:
-            text = (root / "notebooks" / f"{one.notebook}.ipynb").read_text(encoding="utf-8")
-            assert re.search(rf'\\"{re.escape(one.id)}\\"', text), one.id
+        text = (root / "notebooks" / f"{one.notebook}.ipynb").read_text(encoding="utf-8")
+        assert re.search(rf'\\"{re.escape(one.id)}\\"', text), one.id
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The committed weights of full scale reproduce the committed numbers."""
 
+import hashlib
+import inspect
 import json
-from collections import defaultdict
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +19,142 @@ from reproduction.data.mnist import load_mnist
 from reproduction.data.oscillators import draw_oscillators
 from reproduction.data.points import points
 from reproduction.experiments import spirals
-from reproduction.experiments.flows import density_grid, divergence
+from reproduction.experiments.flows import density_grid
+from reproduction.measure.flow_quality import divergence
 from reproduction.measure.prediction import latent_ode_errors, rnn_errors
 from reproduction.models.flows import HyperNetwork, PlanarDynamics, PlanarFlow
-from reproduction.models.joint import JointModel
+from reproduction.pipeline.compute import experiment
+from reproduction.pipeline.parameters import notebook_parameters
 from reproduction.training import poisson
 from reproduction.training.loop import read_history
 from reproduction.training.mnist import error_rate, load_classifier
-from reproduction.training.weights import load_weights, run_of
+from reproduction.training.spirals import BASE, TEST, load_latent_ode, load_rnn, run_name, spirals_for
+from reproduction.training.weights import load_weights
 from reproduction.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "runs" / "paper"
+RESULTS = ROOT / "results" / "paper"
 PARAMETERS = yaml.safe_load((ROOT / "params" / "paper.yaml").read_text())
 
 
 def metrics(notebook: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads((ROOT / "figures" / "paper" / f"{notebook}.json").read_text())
+    found: dict[str, float] = json.loads((ROOT / "figures" / "paper" / notebook / "metrics.json").read_text())
     return found
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in RUNS.iterdir()))
-def test_weights_and_histories_are_whole(folder: str) -> None:
-    """Each has its checksum, and the one is not there without the other."""
-    files = sorted((RUNS / folder).rglob("*.safetensors"))
-    assert files
-    for file in files:
-        run_of(file)
-        assert read_history(file.with_suffix(".csv")), file
+def records(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / folder / "provenance.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir()))
+def test_results_are_those_that_were_made(folder: str) -> None:
+    """Each file has the checksum that its record says, a training has a history, and there is no file besides."""
+    runs = records(folder)
+    expected = {
+        f"{name}{suffix}": checksum for name, run in runs.items() for suffix, checksum in run["files"].items()
+    }
+    found = {
+        path.relative_to(RESULTS / folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (RESULTS / folder).rglob("*")
+        if path.is_file() and path.name != "provenance.json"
+    }
+    assert found == expected
+    for name, run in runs.items():
+        if {".csv", ".safetensors"} <= set(run["files"]):
+            assert read_history(RESULTS / folder / f"{name}.csv"), name
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir()))
+def test_every_run_says_what_made_it(folder: str) -> None:
+    for name, run in records(folder).items():
+        assert {"date"} < set(run["made"]) <= {"commit", "date", "neural_ode", "torch"}, name
+        assert "commit" in run["made"] or "torch" in run["made"], name
+        assert ("commit" in run["made"]) <= bool(run.get("accepted")), (
+            f"{name}: made by earlier code, for no reason"
+        )
+
+
+def asked(notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Any]:
+    """What full scale would compute first, if parameters were changed."""
+
+    class AskedError(Exception):
+        pass
+
+    def stop(function: object, tasks: list[Any], *_: object, **__: object) -> None:
+        computed.extend(tasks)
+        raise AskedError
+
+    computed: list[Any] = []
+    monkeypatch.setattr("reproduction.results.sweep", stop)
+    results = experiment(notebook).results
+    parameters = notebook_parameters(ROOT, notebook, "paper") | changes
+    given = {name: parameters[name] for name in inspect.signature(results).parameters if name != "work"}
+    with suppress(AskedError):
+        results(Workspace(notebook, "paper", ROOT, tmp_path), **given)
+    return computed
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir()))
+def test_committed_results_are_those_of_today(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the parameters of full scale and of the code that is here: nothing would be computed."""
+    assert asked(folder, tmp_path, monkeypatch) == []
+
+
+SEEDED = [name for name, section in PARAMETERS.items() if "seeds" in section and name != "09_extrapolation"]
+
+
+@pytest.mark.parametrize("folder", SEEDED)
+def test_a_further_seed_at_full_scale_is_that_seed(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = asked(folder, tmp_path, monkeypatch, seeds=[*PARAMETERS[folder]["seeds"], 99])
+    assert set(re.findall(r'"seed": (\d+)', json.dumps(computed))) == {"99"}
 
 
 # Table 1 ---------------------------------------------------------------------------------------------------------
 
-ERRORS = pd.read_csv(RUNS / "04_mnist" / "test_errors.csv")
+CLASSIFIERS = {name: run["settings"] for name, run in records("04_mnist").items() if ".safetensors" in run["files"]}
+ERRORS = pd.DataFrame(
+    [
+        {
+            "network": settings["network"],
+            "run": name,
+            "error": float(pd.read_csv(RESULTS / "04_mnist" / "test_errors" / f"{name}.csv")["test error (%)"][0]),
+        }
+        for name, settings in CLASSIFIERS.items()
+    ]
+)
 FIRST = ERRORS.drop_duplicates("network")
 ONE_DIGIT = 0.01  # percent of 10,000: another processor may round one of them to the other side
 
 
 @pytest.mark.parametrize("row", list(FIRST.itertuples(index=False)), ids=lambda row: row[0])
-def test_classifiers_make_the_test_error(row: tuple[str, int, float]) -> None:
-    network, seed, expected = row
+def test_classifiers_make_the_test_error(row: tuple[str, str, float]) -> None:
+    network, run, expected = row
     test = load_mnist(ROOT / "data" / "mnist").test
     assert len(test.labels) == 10_000
-    how = {"rtol": 1e-3, "atol": 1e-3}  # of params/paper.yaml
-    file = RUNS / "04_mnist" / f"{network.replace(' ', '-')}-{seed}.safetensors"
+    file, how = RESULTS / "04_mnist" / f"{run}.safetensors", CLASSIFIERS[run]["solver"]
     assert error_rate(load_classifier(network, file, **how), test) == pytest.approx(expected, abs=1.5 * ONE_DIGIT)
 
 
 def last_rows(pattern: str) -> pd.DataFrame:
     """The ends of trainings, by file."""
-    files = sorted(RUNS.glob(pattern))
+    files = sorted(RESULTS.glob(pattern))
     assert files
     return pd.DataFrame([read_history(file)[-1] for file in files], index=[file.stem for file in files])
 
 
 def test_every_network_has_learned_and_solved() -> None:
-    assert (ERRORS["test error (%)"] < 5).all()
+    assert (ERRORS["error"] < 5).all()
     for network in ("RK-Net", "ODE-Net"):
         # dopri5 takes two evaluations to begin and six for a step
         assert (last_rows(f"04_mnist/{network}-*.csv")["nfe_forward"] >= 8).all()
 
 
 def test_metrics_are_the_means_over_seeds() -> None:
-    by_network = defaultdict(list)
-    for network, _, error in ERRORS.itertuples(index=False):
-        by_network[network].append(error)
-    for network, errors in by_network.items():
-        assert metrics("04_mnist")[f"{network} error %"] == pytest.approx(sum(errors) / len(errors))
+    for network, error in ERRORS.groupby("network")["error"].mean().items():
+        assert metrics("04_mnist")[f"{network} error %"] == pytest.approx(error)
 
 
 # Figures 4 and 5 -------------------------------------------------------------------------------------------------
@@ -94,12 +166,12 @@ def trained_flow(notebook: str, file: str, size: int, parameters: dict[str, Any]
     else:
         how = {"rtol": parameters["tolerance"], "atol": parameters["tolerance"]}
         flow = ContinuousFlow(PlanarDynamics(HyperNetwork(2, size, parameters["continuous"]["hidden"])), 2, **how)
-    load_weights(flow, RUNS / notebook / f"{file}.safetensors")
+    load_weights(flow, RESULTS / notebook / f"{file}.safetensors")
     return flow
 
 
-MATCHING = PARAMETERS["density_matching"]
-LIKELIHOOD = PARAMETERS["maximum_likelihood"]
+MATCHING = PARAMETERS["06_density_matching"]
+LIKELIHOOD = PARAMETERS["07_maximum_likelihood"]
 
 
 @pytest.mark.parametrize("size", MATCHING["sizes"])
@@ -142,20 +214,22 @@ def test_flows_have_the_likelihood_and_integrate_to_one(kind: str, name: str) ->
 
 # Table 2 and Figure 7 --------------------------------------------------------------------------------------------
 
-SPIRALS = PARAMETERS["spirals"]
+SPIRALS = PARAMETERS["08_spirals"]
 
 
 @pytest.mark.parametrize("n", SPIRALS["observations"])
 @pytest.mark.parametrize("model", ["latent ODE", *spirals.RNNS])
-def test_models_of_spirals_have_the_error(model: str, n: int, tmp_path: Path) -> None:
-    work = Workspace("08_spirals", "paper", ROOT, tmp_path)
+def test_models_of_spirals_have_the_error(model: str, n: int) -> None:
     found = []
     for seed in SPIRALS["seeds"]:
-        test = spirals.spirals_for(spirals.BASE, SPIRALS["test_series"], n, seed, spirals.TEST)
+        test = spirals_for(BASE, SPIRALS["test_series"], n, seed, TEST)
+        file = (
+            RESULTS / "08_spirals" / f"{run_name('base' if model == 'latent ODE' else model, n, seed)}.safetensors"
+        )
         if model == "latent ODE":
-            errors = latent_ode_errors(spirals.trained_latent_ode(work, n, seed), test)
+            errors = latent_ode_errors(load_latent_ode(BASE, file), test)
         else:
-            errors = rnn_errors(spirals.trained_rnn(work, model, n, seed), test)
+            errors = rnn_errors(load_rnn(spirals.RNNS[model], file), test)
         found.append(errors["beyond"])
     # Errors grow on the way beyond the window, and what another processor rounds differently with them.
     assert sum(found) / len(found) == pytest.approx(metrics("08_spirals")[f"{model}, {n}"], rel=0.02)
@@ -167,7 +241,7 @@ def test_models_of_spirals_follow_them() -> None:
     assert (last_rows("08_spirals/RNN*.csv")["one step"] < 1.5).all()
 
 
-POISSON = PARAMETERS["poisson"]
+POISSON = PARAMETERS["10_poisson"]
 SOLVER = {"rtol": POISSON["tolerance"], "atol": POISSON["tolerance"]}
 
 
@@ -175,9 +249,8 @@ SOLVER = {"rtol": POISSON["tolerance"], "atol": POISSON["tolerance"]}
 def test_rates_have_the_error(rate: str) -> None:
     found = []
     for seed in POISSON["seeds"]:
-        model = poisson.RateModel(4, poisson.RATES[rate].end, **SOLVER)
-        load_weights(model, RUNS / "10_poisson" / f"{rate.replace(' ', '-')}-{seed}.safetensors")
-        found.append(poisson.rate_error(model, rate))
+        file = RESULTS / "10_poisson" / f"{rate.replace(' ', '-')}-{seed}.safetensors"
+        found.append(poisson.rate_error(poisson.load_rate(rate, file, **SOLVER), rate))
     assert max(found) < 0.25, "a constant at the mean rate is nearly as good"
     assert sum(found) / len(found) == pytest.approx(metrics("10_poisson")[f"error, {rate}"], rel=0.01)
 
@@ -185,8 +258,7 @@ def test_rates_have_the_error(rate: str) -> None:
 def test_joint_models_have_the_error() -> None:
     found = []
     for seed in POISSON["seeds"]:
-        test = draw_oscillators(POISSON["joint_test_series"], POISSON["joint_noise"], 2 * seed + 1)
-        model = JointModel(2, 4, POISSON["joint_noise"], **SOLVER)
-        load_weights(model, RUNS / "10_poisson" / f"joint-{seed}.safetensors")
-        found.append(poisson.joint_error(model, test))
+        test = draw_oscillators(POISSON["joint_test_series"], POISSON["joint_noise"], 2 * seed + poisson.TEST)
+        file = RESULTS / "10_poisson" / f"joint-{seed}.safetensors"
+        found.append(poisson.joint_error(poisson.load_joint(POISSON["joint_noise"], file, **SOLVER), test))
     assert sum(found) / len(found) == pytest.approx(metrics("10_poisson")["error, joint"], rel=0.01)

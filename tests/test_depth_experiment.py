@@ -1,13 +1,18 @@
 """What notebook 01 draws: layers, the field, and where a solver evaluates it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from neural_ode import solve
-from reproduction.experiments.depth import DEPTH, Flow, Layers, euler_errors, inputs, stairs, trace, train
+from reproduction.experiments import depth
+from reproduction.experiments.depth import euler_errors, trace
+from reproduction.models.depth import DEPTH, DEPTH_NETWORKS, Flow, Layers
+from reproduction.training.depth import TARGETS, inputs, stairs, train
+from reproduction.workspace import Workspace
 
 
 class Line(nn.Module):
@@ -73,3 +78,36 @@ def test_euler_steps_become_the_ode() -> None:
     root = inputs(64).square().mean().sqrt().item()
     expected = [root * abs((1 - 1 / n) ** n - 1 / math.e) for n in steps]
     assert euler_errors(decay(), steps) == pytest.approx(expected, rel=1e-6)
+
+
+def test_results_are_computed_once(tmp_path: Path) -> None:
+    def results(iterations: int, steps: list[int]) -> depth.Results:
+        work = Workspace("01_depth", "quick", tmp_path, tmp_path)
+        return depth.results(work, iterations=iterations, steps=steps, device="cpu")
+
+    def made() -> dict[str, int]:
+        folder = tmp_path / "results" / "quick" / "01_depth"
+        return {x.relative_to(folder).as_posix(): x.stat().st_mtime_ns for x in folder.rglob("*.csv")}
+
+    found = results(4, [5, 10])
+    before = made()
+    networks = {"ResNet.csv", "ODE-network.csv", "reflection/ResNet.csv", "reflection/ODE-network.csv"}
+    assert set(before) == {*networks, "distances.csv"}
+    again = results(4, [5, 10])
+    assert made() == before
+    assert again.distances.equals(found.distances)
+    assert (again.errors, again.reflections) == (found.errors, found.reflections)
+
+    best = inputs(64).square().mean().sqrt().item()
+    for name, network in DEPTH_NETWORKS.items():
+        for target, errors in (("stairs", found.errors), ("reflection", found.reflections)):
+            torch.manual_seed(0)
+            error = train(network(), TARGETS[target], 4, name)
+            assert errors[name] == (error if target == "stairs" else error / best)
+    with torch.no_grad():
+        difference = found.layers(inputs(64)) - stairs(inputs(64))
+    assert difference.square().mean().sqrt().item() == found.errors["ResNet"]
+    assert list(found.distances["distance"]) == euler_errors(found.flow, [5, 10])
+
+    results(4, [5, 20])
+    assert {name for name, time in made().items() if time != before[name]} == {"distances.csv"}

@@ -1,5 +1,6 @@
 """Training in several processes: what two of them compute is what one computes."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import safetensors.torch
 import torch
 
 from neural_ode.errors import InvalidArgumentError
-from reproduction.pipeline.mnist import load_splits, notebook_parameters, settings
+from reproduction.data.mnist import Mnist, load_splits
+from reproduction.experiments.mnist import recipe
+from reproduction.pipeline.parameters import notebook_parameters
 from reproduction.training.distributed import _share, processes
 from reproduction.training.loop import read_history
 from reproduction.training.mnist import train_classifier
@@ -176,17 +179,19 @@ def test_the_command(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "params").mkdir()
     sizes = "{train_size: 64, validation_size: 10, test_size: 10, epochs: 2, device: cpu}"
-    (tmp_path / "params" / "tiny.yaml").write_text(f"mnist: {sizes}\n")
+    (tmp_path / "params" / "tiny.yaml").write_text(f"04_mnist: {sizes}\n")
     shown = torchrun("-m", "reproduction.pipeline.distributed", "MLP", "--profile", "tiny", folder=tmp_path)
-    made = tmp_path / "scratch" / "runs" / "tiny" / "04_mnist_distributed"
+    made = tmp_path / "scratch" / "results" / "tiny" / "04_mnist_distributed"
     assert shown.count("test error") == 1
 
-    how = settings(notebook_parameters(tmp_path, "tiny"))
-    alone = train_classifier("MLP", 0, load_splits(tmp_path, how["sizes"]), how["training"], how["solver"])
+    given = notebook_parameters(tmp_path, "04_mnist", "tiny")
+    how = recipe(**{name: given[name] for name in inspect.signature(recipe).parameters})
+    data = load_splits(tmp_path / "data" / "mnist", [given[f"{split}_size"] for split in Mnist._fields])
+    alone, history = train_classifier("MLP", 0, data, how["training"], how["solver"])
     found = safetensors.torch.load_file(made / "MLP-0.safetensors")
-    assert distance(found, alone.model.state_dict()) < 1e-5
+    assert distance(found, alone.state_dict()) < 1e-5
     rows = read_history(made / "MLP-0.csv")
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone.history], rel=1e-5)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in history], rel=1e-5)
 
 
 def test_shares() -> None:

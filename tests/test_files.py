@@ -25,7 +25,8 @@ from reproduction.figures.scoreboard import draw_scoreboard
 from reproduction.figures.theme import COLORS, MARKERS, save_figure, use_theme
 from reproduction.files import read_json, replace_between, replacing, write_atomically
 from reproduction.models.mnist import MNIST_MODELS
-from reproduction.workspace import OUTPUT_VARIABLE, MissingResultError, Workspace, choose_device, project_root
+from reproduction.results import MissingResultError
+from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE, Workspace, choose_device, project_root
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -100,17 +101,24 @@ def test_project_root(root: Path, tmp_path: Path) -> None:
 
 
 def test_by_hand_a_notebook_writes_to_scratch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(OUTPUT_VARIABLE, raising=False)
+    for name in (OUTPUT_VARIABLE, DRAW_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root / "notebooks")
     work = Workspace.open("04_mnist", "quick")
-    for path in (work.figure("table1"), work.runs, work.checkpoints):
+    target, checkpoints = work.store.target, work.store.checkpoints
+    assert target == root / "scratch" / "results" / "quick" / "04_mnist"
+    assert work.store.folders == [root / "results" / "quick" / "04_mnist", target]
+    for path in (work.figure("table1"), checkpoints):
         assert path.is_relative_to(root / "scratch")
 
 
 def test_an_empty_variable_counts_as_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OUTPUT_VARIABLE, "")
+    for name in (OUTPUT_VARIABLE, DRAW_VARIABLE):
+        monkeypatch.setenv(name, "")
     monkeypatch.chdir(root / "notebooks")
-    assert Workspace.open("04_mnist", "quick").output == root / "scratch"
+    work = Workspace.open("04_mnist", "quick")
+    assert work.output == root / "scratch"
+    assert work.store.target is not None
 
 
 def test_a_relative_output_does_not_follow_a_change_of_folder(root: Path, tmp_path: Path) -> None:
@@ -135,9 +143,10 @@ def test_a_relative_output_does_not_follow_a_change_of_folder(root: Path, tmp_pa
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
 def test_damaged_claims_of_a_notebook_are_named(content: bytes, tmp_path: Path) -> None:
     work = Workspace("11_scoreboard", "quick", tmp_path, tmp_path / "out")
-    file = tmp_path / "figures" / "quick" / "04_mnist.claims.json"
+    file = tmp_path / "figures" / "quick" / "04_mnist" / "claims.json"
     write_atomically(file, content)
-    with pytest.raises(FileError, match=r"04_mnist\.claims\.json .*: delete it and .*`dvc repro mnist@quick`"):
+    way_out = r"04_mnist/claims\.json .*: delete it and .*`dvc repro notebook@quick-04_mnist`"
+    with pytest.raises(FileError, match=way_out):
         work.read_claims("04_mnist")
 
 
@@ -148,10 +157,10 @@ def test_results_are_found_here_first_and_in_the_project_after(
     monkeypatch.chdir(root)
     opened = Workspace.open("04_mnist", "quick")
     work = Workspace("04_mnist", "quick", tmp_path, opened.output)
-    assert work.figure("table1") == tmp_path / "out" / "figures" / "quick" / "04_mnist_table1"
-    with pytest.raises(MissingResultError, match=r"`dvc repro mnist@quick`.*notebooks/04_mnist\.ipynb"):
+    assert work.figure("table1") == tmp_path / "out" / "figures" / "quick" / "04_mnist" / "table1"
+    with pytest.raises(MissingResultError, match=r"`dvc repro notebook@quick-04_mnist`.*notebooks/04_mnist\.ipynb"):
         work.read_claims("04_mnist")
-    earlier = tmp_path / "figures" / "quick" / "04_mnist.claims.json"
+    earlier = tmp_path / "figures" / "quick" / "04_mnist" / "claims.json"
     write_atomically(earlier, json.dumps({"a": 1}))
     assert work.read_claims("04_mnist") == {"a": 1}
     work.write_claims({"a": 2})
@@ -159,6 +168,13 @@ def test_results_are_found_here_first_and_in_the_project_after(
     assert json.loads(earlier.read_text()) == {"a": 1}
     with pytest.raises(ValueError, match="JSON"):
         work.write_metrics({"a": float("nan")})
+
+    with pytest.raises(MissingResultError, match=r"no MLP-0\.csv of 04_mnist in profile 'quick': make it with"):
+        work.result("04_mnist", "MLP-0.csv")
+    for folder in (tmp_path, tmp_path / "out"):
+        file = folder / "results" / "quick" / "04_mnist" / "MLP-0.csv"
+        write_atomically(file, "")
+        assert work.result("04_mnist", "MLP-0.csv") == file
 
 
 def test_devices() -> None:

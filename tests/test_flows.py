@@ -15,9 +15,11 @@ from neural_ode.compiled import CannotCompile
 from neural_ode.nn import ContinuousFlow, WithLogDensity, standard_normal
 from neural_ode.nn.continuous_flow import autograd_trace, hutchinson_trace
 from reproduction.data.densities import TARGETS, get_target
-from reproduction.data.points import POINT_SETS, points, points_of_picture
+from reproduction.data.points import POINT_SETS, picture_of_letters, points, points_of_picture
 from reproduction.experiments import flows as experiment
 from reproduction.measure.fits import fit_line
+from reproduction.measure.flow_quality import divergence
+from reproduction.measure.reversal import reversal_error
 from reproduction.models.flows import GatedUnits, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.models.flows.discrete import constrained
 from reproduction.training.flows import (
@@ -367,6 +369,15 @@ def test_circles_and_moons_are_those_of_scikit_learn() -> None:
     assert float(torch.minimum(upper, lower).mean()) == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.1)
 
 
+def test_a_picture_of_letters() -> None:
+    picture = picture_of_letters("I")
+    assert picture.shape == (120, 120)
+    assert picture.max() == 255
+    row, column = np.argwhere(picture > 128).mean(0)
+    assert row == pytest.approx(60, abs=5)
+    assert column == pytest.approx(60, abs=5)
+
+
 def test_points_of_a_picture() -> None:
     drawn = points_of_picture([[0, 1], [0, 0]], 500, 0)
     assert (drawn >= 0).all()  # the right half, on top
@@ -401,12 +412,12 @@ def test_training_brings_both_flows_near_a_target() -> None:
     """And the trained densities integrate to one."""
     target = get_target("U1")
     flow, history = train_continuous(Matching("U1"), 4, 0, QUICK, LOOSE)
-    before = experiment.divergence(ContinuousFlow(PlanarDynamics(HyperNetwork(2, 4)), 2, **LOOSE), target, 1000)
-    assert experiment.divergence(flow, target, 1000) < before - 1
+    before = divergence(ContinuousFlow(PlanarDynamics(HyperNetwork(2, 4)), 2, **LOOSE), target, 1000)
+    assert divergence(flow, target, 1000) < before - 1
     assert history[0]["nfe_forward"] >= 8
     assert history[-1]["loss"] < history[0]["loss"]
-    discrete = train_planar([Matching("U1"), Matching("U2")], 4, [0], {**QUICK, "iterations": 500})[0]["U1", 0]
-    assert experiment.divergence(discrete, target, 1000) < before - 1
+    discrete = train_planar([(Matching("U1"), 0), (Matching("U2"), 0)], 4, {**QUICK, "iterations": 500})[0]["U1", 0]
+    assert divergence(discrete, target, 1000) < before - 1
     for trained in (flow, discrete):
         assert abs(integral(trained.log_prob) - 1) < 0.01
 
@@ -416,7 +427,7 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
     """Stopped between two chunks and resumed: the same flow, bit for bit."""
     monkeypatch.setattr("reproduction.training.flows.CHUNK", 20)
     monkeypatch.setattr("reproduction.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    straight, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK)
+    straight, _ = train_planar([(Likelihood("two moons"), 0)], 3, QUICK)
     calls = iter(range(100))
 
     def stop_at_second(*arguments):
@@ -427,8 +438,8 @@ def test_training_by_likelihood_goes_on_where_it_was(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("reproduction.training.flows.planar_steps", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
-            train_planar([Likelihood("two moons")], 3, [0], QUICK, tmp_path / "a.pt")
-    resumed, _ = train_planar([Likelihood("two moons")], 3, [0], QUICK, tmp_path / "a.pt")
+            train_planar([(Likelihood("two moons"), 0)], 3, QUICK, tmp_path / "a.pt")
+    resumed, _ = train_planar([(Likelihood("two moons"), 0)], 3, QUICK, tmp_path / "a.pt")
     for a, b in zip(straight["two moons", 0].parameters(), resumed["two moons", 0].parameters(), strict=True):
         assert torch.equal(a, b)
     x = points("two moons", 500, 7)
@@ -440,11 +451,11 @@ def test_planar_training_is_its_steps_one_chunk_after_the_other(monkeypatch: pyt
     """Written out, the last chunk a short one: the same parameters, bit for bit."""
     monkeypatch.setattr("reproduction.training.flows.CHUNK", 30)
     objective = Likelihood("two moons")
-    trained = train_planar([objective], 3, [5], QUICK)[0]["two moons", 5]
+    trained = train_planar([(objective, 5)], 3, QUICK)[0]["two moons", 5]
     torch.manual_seed(5)
     state = PlanarState.start(*(p.detach()[None] for p in PlanarFlow(2, 3, "base").parameters()))
     for first, number in ((0, 30), (30, 10)):
-        state = planar_steps(state, *_chunk([objective], [5], QUICK, first, number), objective.energy, "two moons")
+        state = planar_steps(state, *_chunk([(objective, 5)], QUICK, first, number), objective.energy, "two moons")
     for found, expected in zip(trained.parameters(), state[:3], strict=True):
         assert torch.equal(found, expected[0])
 
@@ -464,7 +475,7 @@ def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.
         return planar_steps(*arguments)
 
     monkeypatch.setattr("reproduction.training.flows.planar_steps", interrupted)
-    file, run = tmp_path / "a.pt", ([Likelihood("two moons")], 3, [0], QUICK)
+    file, run = tmp_path / "a.pt", ([(Likelihood("two moons"), 0)], 3, QUICK)
     with pytest.raises(KeyboardInterrupt):
         train_planar(*run, file)
     first = torch.load(file)["progress"]["seconds"]
@@ -476,7 +487,7 @@ def test_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.usefixtures("eager")
 def test_divergence_of_training_is_reported() -> None:
     with pytest.raises(NonFiniteError, match="lower the learning rate"):
-        train_planar([Likelihood("two moons")], 3, [0], {**QUICK, "iterations": 2, "rate": float("inf")})
+        train_planar([(Likelihood("two moons"), 0)], 3, {**QUICK, "iterations": 2, "rate": float("inf")})
 
 
 def test_every_step_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +498,8 @@ def test_every_step_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         train_continuous(Likelihood("two moons"), 2, seed, QUICK, LOOSE)
     drawn = [task.batch(step)[0] for task in tasks for step in (0, 1)]
     assert torch.equal(drawn[0], tasks[0].batch(0)[0])
-    chunks = [_chunk([Likelihood("two moons")], [0, 1], QUICK, first, 20)[0] for first in (0, 20)]
+    pairs = [(Likelihood("two moons"), seed) for seed in (0, 1)]
+    chunks = [_chunk(pairs, QUICK, first, 20)[0] for first in (0, 20)]
     assert chunks[0].shape == (20, 2, 64, 2)
     drawn += [chunk[:, row].flatten(0, 1) for chunk in chunks for row in (0, 1)]
     drawn += [Matching("U1").inputs(64, seed) for seed in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 3), (3, 2))]
@@ -498,14 +510,14 @@ def test_every_step_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("eager")
 def test_planar_flows_trained_together_are_those_trained_alone() -> None:
     """Each for its own target, from its own seed, and each gets its own parameters back."""
-    objectives, training = [Matching("U1"), Matching("U3")], {**QUICK, "iterations": 5, "annealing": 0.5}
-    together, _ = train_planar(objectives, 2, [0, 1], training)
-    assert list(together) == [("U1", 0), ("U1", 1), ("U3", 0), ("U3", 1)]
-    for objective in objectives:
-        for seed in (0, 1):
-            alone = train_planar([objective], 2, [seed], training)[0][objective.name, seed]
-            for a, b in zip(together[objective.name, seed].parameters(), alone.parameters(), strict=True):
-                torch.testing.assert_close(a, b)
+    training = {**QUICK, "iterations": 5, "annealing": 0.5}
+    pairs = [(Matching("U1"), 0), (Matching("U3"), 0), (Matching("U3"), 1)]  # any: those that are missing
+    together, _ = train_planar(pairs, 2, training)
+    assert list(together) == [("U1", 0), ("U3", 0), ("U3", 1)]
+    for objective, seed in pairs:
+        alone = train_planar([(objective, seed)], 2, training)[0][objective.name, seed]
+        for a, b in zip(together[objective.name, seed].parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_energy_of_the_base_distribution() -> None:
@@ -545,12 +557,12 @@ def test_divergence_is_absolute() -> None:
     z = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     log_q = standard_normal(z)
     expected = float((log_q.exp() * (log_q - target.log_prob(z))).sum()) * float(axis[1] - axis[0]) ** 2
-    assert experiment.divergence(flow, target, 40_000) == pytest.approx(expected, rel=0.05)
+    assert divergence(flow, target, 40_000) == pytest.approx(expected, rel=0.05)
 
 
 def test_reversal_error_falls_with_the_tolerance() -> None:
     flow = ContinuousFlow(planar(), 2)
-    loose, tight = (experiment.reversal_error(flow, cloud(), tolerance) for tolerance in (1e-3, 1e-8))
+    loose, tight = (reversal_error(flow, cloud(), tolerance) for tolerance in (1e-3, 1e-8))
     assert tight < 1e-6 < 1e-3 * 30
     assert tight < loose or loose < 1e-6
     assert flow.how == {}

@@ -215,7 +215,11 @@ def test_a_notebook_runs_and_answers_to_a_changed_parameter(lab: str, project: P
         assert min(drawn) > 300
         said = page.locator(".jp-OutputArea-output").get_by_text("distance falls with each of")
         assert said.inner_text().strip() == "distance falls with each of 6 step counts"
-        assert (project / "scratch" / "figures" / "quick" / "01_depth.svg").exists()
+        assert (project / "scratch" / "figures" / "quick" / "01_depth" / "fig1.svg").exists()
+        results = project / "scratch" / "results" / "quick" / "01_depth"
+        trained = {file: file.stat().st_mtime_ns for file in results.rglob("*.safetensors")}
+        assert trained, "the pipeline has computed nothing here"
+        assert not (project / "results").exists()
         save(page, "01_depth")
 
         page.locator(".cm-line").filter(has_text="steps: list[int]").click()
@@ -226,6 +230,9 @@ def test_a_notebook_runs_and_answers_to_a_changed_parameter(lab: str, project: P
         assert errors(page) == []
         assert said.inner_text().strip() == "distance falls with each of 3 step counts"
         assert len(pictures(page)) == 2
+        assert {file: file.stat().st_mtime_ns for file in trained} == trained, (
+            "trained again for another measurement"
+        )
 
 
 def test_a_slider_changes_a_figure(lab: str, tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Counting memory, and fitting lines."""
 
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
 from torch import nn
 
 from neural_ode.errors import InvalidArgumentError
-from reproduction.experiments.memory import NETWORKS, build, checkpoint_bound, measure_memory
+from reproduction.experiments import memory
+from reproduction.experiments.step_memory import NETWORKS, build, checkpoint_bound, measure_memory
 from reproduction.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
 from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
 from reproduction.measure.timing import seconds_of
+from reproduction.workspace import Workspace
 
 
 def test_bytes_kept_counts_each_storage_once() -> None:
@@ -160,3 +166,44 @@ def test_a_ratio_and_its_inverse_say_the_same() -> None:
     assert ratio_interval([2.0]).as_dict() == {"estimate": 2.0, "low": None, "high": None, "n": 1}
     with pytest.raises(InvalidArgumentError, match="positive"):
         ratio_interval([1.0, 0.0])
+
+
+SMALL: dict[str, Any] = {
+    "evaluations": [24],
+    "batch": 1,
+    "repeats": 1,
+    "tolerances": [1e-1],
+    "trade_off_batch": 1,
+    "trade_off_repeats": 1,
+    "device": "cpu",
+}
+
+
+def test_memory_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "NETWORKS", ("ODE-Net", "recursive_checkpoint, log"))
+    work = Workspace("03_memory", "quick", tmp_path, tmp_path)
+    program = dict(vars(sys.modules["__main__"]))
+    found = memory.results(work, **SMALL)
+    assert vars(sys.modules["__main__"]) == program
+    folder = tmp_path / "results" / "quick" / "03_memory"
+
+    def made() -> dict[str, int]:
+        return {x.relative_to(folder).as_posix(): x.stat().st_mtime_ns for x in folder.rglob("*.csv")}
+
+    before = made()
+    assert set(before) == {"memory/ODE-Net.csv", "memory/recursive_checkpoint-log.csv", "trade_offs.csv"}
+    again = memory.results(Workspace("03_memory", "quick", tmp_path, tmp_path), **SMALL)
+    assert made() == before
+    assert again.memory.equals(found.memory)
+    assert again.trade_offs.equals(found.trade_offs)
+
+    assert list(found.memory["network"]) == ["ODE-Net", "recursive_checkpoint, log"]
+    expected = in_fresh_process(measure_memory, "ODE-Net", 24, 1, "cpu")
+    assert found.memory["bytes_kept"].iloc[0] == expected.bytes_kept
+    assert list(found.trade_offs["choice"]) == list(memory.CHOICES)
+    columns = ["bytes_kept", "gradient_error", "nfe", "backward_nfe"]
+    rows = pd.DataFrame(memory.trade_offs([1e-1], 1, 1, "cpu"))
+    assert found.trade_offs[columns].equals(rows[columns])
+
+    memory.results(work, **{**SMALL, "tolerances": [3e-1]})
+    assert {name for name, time in made().items() if time != before[name]} == {"trade_offs.csv"}

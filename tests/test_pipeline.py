@@ -3,6 +3,7 @@
 import ast
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -22,12 +23,13 @@ import yaml
 
 from neural_ode.errors import FileError, InvalidArgumentError
 from reproduction.files import publish_files
-from reproduction.imports import LIBRARY, imported_modules
-from reproduction.pipeline import refresh, sources
+from reproduction.meaning import SourceError, imported_modules
+from reproduction.pipeline import compute as computer
+from reproduction.pipeline import identity, refresh
 from reproduction.pipeline import run as runner
-from reproduction.pipeline import sweep as sweeper
 from reproduction.pipeline.alone import BusyError, locked
 from reproduction.pipeline.clean import clean
+from reproduction.pipeline.identity import source_only
 from reproduction.pipeline.notebooks import read_notebook
 from reproduction.pipeline.parameters import (
     Declared,
@@ -37,16 +39,13 @@ from reproduction.pipeline.parameters import (
     read_parameters,
 )
 from reproduction.pipeline.refresh import refreshed
-from reproduction.pipeline.sources import source_only
-from reproduction.workspace import OUTPUT_VARIABLE, Workspace
+from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE, Workspace
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-
-
-def section(notebook: Path) -> str:
-    return notebook.stem.split("_", 1)[1]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
+LISTS = {name: names for one in PIPELINE["vars"] for name, names in one.items()}
 
 
 def notebook(*cells: str, parameters: str = "value: int = 1\nprofile: str = 'quick'") -> nbformat.NotebookNode:
@@ -62,7 +61,7 @@ def notebook(*cells: str, parameters: str = "value: int = 1\nprofile: str = 'qui
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_defaults_are_the_quick_profile(path: Path) -> None:
     declared = declared_parameters(path)
-    quick = read_parameters(ROOT / "params" / "quick.yaml", section(path)) | {"profile": "quick"}
+    quick = read_parameters(ROOT / "params" / "quick.yaml", path.stem) | {"profile": "quick"}
     assert {name: one.default for name, one in declared.items()} == quick
 
 
@@ -70,7 +69,7 @@ def test_defaults_are_the_quick_profile(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_profiles_name_every_parameter_with_the_right_type(profile: str, path: Path) -> None:
     declared = declared_parameters(path)
-    given = read_parameters(ROOT / "params" / f"{profile}.yaml", section(path)) | {"profile": profile}
+    given = read_parameters(ROOT / "params" / f"{profile}.yaml", path.stem) | {"profile": profile}
     check_parameters(given, declared, profile)
     assert set(given) == set(declared)
 
@@ -167,18 +166,18 @@ def test_a_damaged_notebook_is_named(content: bytes, tmp_path: Path, capsys: pyt
     file = tmp_path / "07_toy.ipynb"
     file.write_bytes(content)
     for read in (lambda: read_notebook(file, "way out"), lambda: imported_modules(file)):
-        with pytest.raises(FileError, match=r"07_toy\.ipynb (is|must) .*: (way out|restore it)$"):
+        with pytest.raises((FileError, SourceError), match=r"07_toy\.ipynb (is|must) .*: (way out|restore it)$"):
             read()
     with pytest.raises((FileError, ParameterError), match=r"07_toy\.ipynb "):
         declared_parameters(file)
-    assert sources.main([str(tmp_path / "copies"), str(file)]) == 1
+    assert identity.main([str(tmp_path / "copies"), str(file)]) == 1
     assert "07_toy.ipynb is not a notebook" in capsys.readouterr().err
 
 
 def test_a_missing_notebook_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(FileError, match=r"07_toy\.ipynb does not exist: copies in \.nbsrc are made by `dvc repro"):
+    with pytest.raises(FileError, match=r"07_toy\.ipynb does not exist: copies in \.identity are made by `dvc"):
         declared_parameters(tmp_path / "07_toy.ipynb")
-    assert sources.main([str(tmp_path / "copies"), str(tmp_path / "07_toy.ipynb")]) == 1
+    assert identity.main([str(tmp_path / "copies"), str(tmp_path / "07_toy.ipynb")]) == 1
     assert "07_toy.ipynb cannot be read" in capsys.readouterr().err
 
 
@@ -189,20 +188,16 @@ PATHS = ["", ".", "..", "../quick", "a/b", "/quick", "a\\b", "-quick"]
 def test_a_profile_is_a_name_and_no_path(
     profile: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project / "quick.yaml").write_text("toy: {value: 2}\n")  # what ../quick would find
+    (project / "quick.yaml").write_text("07_toy: {value: 2}\n")  # what ../quick would find
     before = sorted(project.rglob("*"))
-    for command in (lambda: runner.main(["07_toy.ipynb", f"--profile={profile}"]), lambda: swept(profile)):
-        assert command() == 1
+    for command in (runner, computer):
+        assert command.main(["07_toy.ipynb", f"--profile={profile}"]) == 1
         assert f"profile must be a name of letters, digits, '_', '-' and '.', such as 'quick', got {profile!r}" in (
             capsys.readouterr().err
         )
     assert sorted(project.rglob("*")) == before
     with pytest.raises(InvalidArgumentError, match="profile must be a name"):
         Workspace.open("07_toy", profile)
-
-
-def swept(profile: str) -> int:
-    return sweeper.main(["mnist", f"--profile={profile}"])
 
 
 # Copies and stored outputs ---------------------------------------------------------------------------------------
@@ -263,7 +258,9 @@ def test_outputs_that_are_not_there_are_named(project: Path, capsys: pytest.Capt
     shutil.copy("07_toy.ipynb", stored)
     before = stored.read_bytes()
     assert refresh.main() == 1
-    assert "figures/quick/07_toy.ipynb does not exist: make it with `make figures`" in capsys.readouterr().err
+    assert (
+        "figures/quick/07_toy/07_toy.ipynb does not exist: make it with `make figures`" in capsys.readouterr().err
+    )
     assert stored.read_bytes() == before
 
 
@@ -324,116 +321,128 @@ def test_what_stops_a_notebook_says_why(path: Path) -> None:
 
 COMMITTED = [
     path
-    for folder in ("notebooks", "figures/paper", "runs/paper", "benchmarks")
+    for folder in ("notebooks", "figures/paper", "results/paper", "benchmarks")
     for suffix in ("ipynb", "json", "csv")
     for path in sorted((ROOT / folder).rglob(f"*.{suffix}"))
     if not path.name.endswith(".failed.ipynb")
 ]
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_results_name_no_path_of_the_machine_that_made_them(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", text)
-    assert str(ROOT) not in text
-    assert "site-packages" not in text
+def test_results_name_no_path_of_the_machine_that_made_them() -> None:
+    path_of_a_machine = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users)/")
+    texts = {path: path.read_text(encoding="utf-8") for path in COMMITTED}
+    found = [
+        str(path.relative_to(ROOT))
+        for path, text in texts.items()
+        if path_of_a_machine.search(text) or str(ROOT) in text or "site-packages" in text
+    ]
+    assert found == []
 
 
 # dvc.yaml --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stages_depend_on_what_their_notebooks_import(path: Path) -> None:
-    """No module too few, or a change would go unnoticed; none too many, or it would run for nothing."""
-    listed = {dep for dep in STAGES[section(path)]["deps"] if dep.startswith("lib/") and not dep.endswith(".yaml")}
-    needed = {str(module.relative_to(ROOT)) for module in imported_modules(path)}
-    covered = {
-        module: {dep for dep in listed if module == dep or module.startswith(f"{dep}/")} for module in needed
-    }
-    assert [module for module, deps in covered.items() if not deps] == []
-    assert listed - set().union(*covered.values()) == set()
+COMPUTING = {"compute": None, "tolerance": "05_tolerance", "extrapolation": "09_extrapolation"}
+"""The stages that compute, and for which notebook; `None`: those that the matrix names."""
 
 
-def test_an_experiment_does_not_depend_on_another() -> None:
-    """What all trainings share knows no model and no data: a change of the classifiers trains no spirals."""
-    training = LIBRARY / "reproduction" / "training"
-    shared = {file for name in ("adam", "weights") for file in imported_modules(training / f"{name}.py")}
-    assert not [file for file in shared if file.parts[-2] in ("models", "data", "experiments")]
-    assert not [file for file in imported_modules(ROOT / "notebooks" / "08_spirals.ipynb") if file.stem == "mnist"]
+def computed() -> dict[str, dict]:
+    """The stage that computes the results of a notebook, as if it were written out."""
+    found = {}
+    for stage, name in COMPUTING.items():
+        for each in [name] if name else LISTS["alone"]:
+            found[each] = json.loads(json.dumps(STAGES[stage]).replace("${item.name}", each))
+    return found
 
 
-def test_every_notebook_has_a_stage_and_a_copy() -> None:
-    copies = {next(iter(out)) for out in STAGES["sources"]["outs"]}
-    assert copies == {f".nbsrc/{path.name}" for path in NOTEBOOKS}
-    assert set(STAGES) == {"sources", *(section(path) for path in NOTEBOOKS)}
-    # The results of a notebook begin with its name: no name may begin with another and an underscore.
-    assert not [a.stem for a in NOTEBOOKS for b in NOTEBOOKS if b.stem.startswith(f"{a.stem}_")]
+def test_every_notebook_is_computed_and_drawn() -> None:
+    names = [path.stem for path in NOTEBOOKS]
+    assert sorted(computed()) == LISTS["drawn"] == names[:-1]
+    assert set(STAGES) == {"identity", "notebook", "scoreboard", *COMPUTING}
+    assert {f"figures/${{item.profile}}/{name}/claims.json" for name in names[:-1]} <= set(
+        STAGES["scoreboard"]["deps"]
+    )
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 150
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_stage_runs_its_notebook_in_its_profile(path: Path) -> None:
+def test_a_stage_computes_and_draws_in_its_profile() -> None:
     """Not the quick profile whatever the stage is called, and with the parameters of that profile."""
-    stage = STAGES[section(path)]
-    assert stage["matrix"] == {"profile": "${profiles}"}
-    command = f"python -m reproduction.pipeline.run .nbsrc/{path.name} --profile ${{item.profile}}"
-    assert stage["cmd"] == command
-    assert {"params/${item.profile}.yaml": [section(path)]} in stage["params"]
-    read = {name for entry in stage["params"] for name in entry}
-    assert read <= {"params/${item.profile}.yaml", "lib/reproduction/claims.yaml"}
-    made = [name for kind in ("outs", "metrics", "plots") for out in stage.get(kind, []) for name in out]
-    of_others = [dep for dep in stage["deps"] if dep.startswith(("figures/", "runs/"))]
-    for name in made + of_others:
-        assert name.split("/")[:2] in (["figures", "${item.profile}"], ["runs", "${item.profile}"]), name
+    for name, stage in computed().items():
+        assert stage["cmd"] == f"python -m reproduction.pipeline.compute {name} --profile ${{item.profile}}"
+        assert stage["params"] == [{"params/${item.profile}.yaml": [name]}]
+        assert {f".identity/{name}.experiment", "lib/neural_ode/numerics.json"} <= set(stage["deps"])
+        assert [next(iter(out)) for out in stage["outs"]] == [f"results/${{item.profile}}/{name}"]
+    drawing = STAGES["notebook"]
+    assert drawing["cmd"].endswith("run .identity/${item.name}.ipynb --profile ${item.profile}")
+    assert {"results/${item.profile}/${item.name}", ".identity/${item.name}.drawing"} <= set(drawing["deps"])
+    assert [next(iter(out)) for out in drawing["outs"]] == ["figures/${item.profile}/${item.name}"]
+    assert all("${profiles}" in STAGES[name]["matrix"]["profile"] for name in STAGES if name != "identity")
 
 
 def test_previous_results_survive_a_failed_run() -> None:
     """DVC deletes what is not persistent before a stage runs."""
     for name, stage in STAGES.items():
-        for kind in ("outs", "metrics", "plots"):
-            for out in stage.get(kind, []):
-                ((path, settings),) = out.items()
-                assert settings["cache"] is False, path
-                assert name == "sources" or settings["persist"] is True, path
+        for out in stage["outs"]:
+            ((path, settings),) = out.items()
+            assert settings["cache"] is False, path
+            assert name == "identity" or settings["persist"] is True, path
+
+
+PROFILES = ("quick", "paper")
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with made-up results that DVC takes for those of its stages."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The project with made-up results that DVC takes for those of its stages, in both profiles."""
     folder = tmp_path_factory.mktemp("clone")
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    listed = files.stdout.splitlines() if files.returncode == 0 else []
-    for name in listed or [
-        str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts
-    ]:
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)  # whatever was run here
-    dvc(folder, "config", "--local", "core.no_scm", "true")
-    dvc(folder, "repro", "sources")
-    for name, stage in STAGES.items():
-        for out in (next(iter(o)) for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])):
-            path = folder / out.replace("${item.profile}", "quick")
-            if name != "sources":
-                (path if not path.suffix else path.parent).mkdir(parents=True, exist_ok=True)
-                (path / "weights" if not path.suffix else path).write_text("{}")
-    dvc(folder, "commit", "--force")
-    return folder
+    for name in ("lib", "notebooks", "params", "dvc.yaml", "params.yaml", ".dvcignore"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    active = (folder / "params.yaml").read_text().replace("[quick]", str(list(PROFILES)))
+    (folder / "params.yaml").write_text(active)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(folder / "lib"))  # or the stage would look at the modules of the project
+    patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+    identify(folder)
+    with dvc(folder) as repo:
+        for profile, name in itertools.product(PROFILES, [path.stem for path in NOTEBOOKS]):
+            for part, file in (("results", "provenance.json"), ("figures", "claims.json")):
+                if (part, name) != ("results", "11_scoreboard"):
+                    (folder / part / profile / name).mkdir(parents=True)
+                    (folder / part / profile / name / file).write_text("{}")
+        repo.commit(force=True)
+    yield folder
+    patch.undo()
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@contextmanager
+def dvc(folder: Path) -> Iterator:
+    """DVC in this process: one of its own takes a second to begin."""
+    from dvc.repo import Repo
+
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with Repo(str(folder)) as repo:
+            yield repo
+    finally:
+        os.chdir(before)
+
+
+def identify(folder: Path) -> None:
+    """What the stage `identity` does."""
+    subprocess.run(STAGES["identity"]["cmd"].split(), cwd=folder, check=True)
 
 
 def changed(folder: Path) -> set[str]:
-    """The stages that `dvc repro` would run, apart from the copying of the notebooks."""
-    dvc(folder, "repro", "sources")
-    return set(json.loads(dvc(folder, "status", "--json"))) - {"sources"}
+    """The stages that `dvc repro` would run, after the first one, because of what changed before them."""
+    identify(folder)
+    with dvc(folder) as repo:
+        return set(repo.status()) - {"identity"}
 
 
 @pytest.fixture
@@ -441,14 +450,25 @@ def touched(clone: Path) -> Iterator:
     """Edit a file of the clone for the time of a test."""
     kept: dict[Path, str] = {}
 
-    def edit(name: str, change) -> None:
+    def edit(name: str, old: str, new: str) -> None:
         path = clone / name
         kept.setdefault(path, path.read_text(encoding="utf-8"))
-        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
 
     yield edit
     for path, text in kept.items():
         path.write_text(text, encoding="utf-8")
+
+
+def both(*stages: str) -> set[str]:
+    """Stages in both profiles: `compute-04_mnist` is `compute@quick-04_mnist` and `compute@paper-04_mnist`."""
+    parts = (stage.partition("-") for stage in stages)
+    return {f"{name}@{profile}{dash}{rest}" for name, dash, rest in parts for profile in PROFILES}
+
+
+ALL_COMPUTING = {*(f"compute-{name}" for name in LISTS["alone"]), "tolerance", "extrapolation"}
 
 
 @pytest.mark.slow
@@ -457,47 +477,87 @@ class TestWhatRunsAgain:
         assert changed(clone) == set()
 
     def test_nothing_after_running_and_saving_a_notebook(self, clone: Path, touched) -> None:
-        def run(text: str) -> str:
-            ran = nbformat.reads(text, as_version=4)
-            for cell in ran.cells:
-                cell.metadata["collapsed"] = False
-                if cell.cell_type == "code":
-                    cell.execution_count = 99
-                    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="new")]
-            ran.metadata["language_info"]["version"] = "3.11.99"
-            return nbformat.writes(ran, indent=2)
-
-        touched("notebooks/04_mnist.ipynb", run)
+        path = clone / "notebooks" / "04_mnist.ipynb"
+        ran = nbformat.read(path, 4)
+        for cell in ran.cells:
+            cell.metadata["collapsed"] = False
+            if cell.cell_type == "code":
+                cell.execution_count = 99
+                cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="new")]
+        ran.metadata["language_info"]["version"] = "3.11.99"
+        touched("notebooks/04_mnist.ipynb", path.read_text(), nbformat.writes(ran, indent=2))
         assert changed(clone) == set()
 
-    def test_one_parameter_touches_one_stage(self, clone: Path, touched) -> None:
-        touched("params/quick.yaml", lambda text: text.replace("epochs: 4", "epochs: 5"))
-        assert changed(clone) == {"mnist@quick"}
+    def test_an_edit_of_prose_draws(self, clone: Path, touched) -> None:
+        touched("notebooks/04_mnist.ipynb", "a residual network, and an ODE in its place", "two networks")
+        assert changed(clone) == both("notebook-04_mnist")
 
-    def test_another_profile_touches_nothing(self, clone: Path, touched) -> None:
-        touched("params/paper.yaml", lambda text: text.replace("epochs: 10", "epochs: 11"))
+    def test_an_edit_of_a_plot_draws(self, clone: Path, touched) -> None:
+        touched("notebooks/04_mnist.ipynb", r"color=\"black\", ms=9", r"color=\"black\", ms=8")
+        touched("lib/reproduction/figures/spirals.py", "__all__ = [", "MORE = 1\n__all__ = [")
+        assert changed(clone) == both("notebook-04_mnist", "notebook-08_spirals", "notebook-09_extrapolation")
+
+    def test_an_edit_of_an_experiment_computes_that_one(self, clone: Path, touched) -> None:
+        touched("lib/reproduction/experiments/depth.py", "__all__ = [", "MORE = 1\n__all__ = [")
+        assert changed(clone) == both("compute-01_depth", "notebook-01_depth")
+
+    def test_an_edit_of_a_training_computes_what_uses_it(self, clone: Path, touched) -> None:
+        touched("lib/reproduction/training/planar.py", "__all__ = [", "MORE = 1\n__all__ = [")
+        names = ("06_density_matching", "07_maximum_likelihood")
+        assert changed(clone) == both(*(f"{stage}-{name}" for stage in ("compute", "notebook") for name in names))
+
+    def test_comments_and_docstrings_change_nothing(self, clone: Path, touched) -> None:
+        touched("lib/neural_ode/stepping/adaptive.py", "import torch\n", "# PyTorch\nimport torch\n\n")
+        touched("lib/neural_ode/solve.py", '"""Solve', '"""In other words, solve')
+        touched("lib/reproduction/training/mnist.py", "import torch\n", "# PyTorch\nimport torch\n\n")
+        touched("lib/reproduction/training/loop.py", '"""The one training loop."""', '"""The loop."""')
         assert changed(clone) == set()
 
-    def test_a_changed_cell_touches_its_stage(self, clone: Path, touched) -> None:
-        touched("notebooks/03_memory.ipynb", lambda text: text.replace("use_theme()", "use_theme()  # now"))
-        assert changed(clone) == {"memory@quick"}
+    def test_the_solver_counts_by_its_behaviour(self, clone: Path, touched) -> None:
+        touched("lib/neural_ode/solve.py", "__all__ = [", "MORE = 1\n__all__ = [")
+        assert changed(clone) == set()
+        touched("lib/neural_ode/numerics.json", "1", "2")
+        drawn = {f"notebook-{name}" for name in LISTS["drawn"]}
+        assert changed(clone) == both(*ALL_COMPUTING, *drawn)
 
-    def test_a_module_touches_the_stages_that_use_it(self, clone: Path, touched) -> None:
-        touched("lib/reproduction/training/mnist.py", lambda text: text + "\n")
-        assert changed(clone) == {"mnist@quick", "tolerance@quick"}
-        touched("lib/reproduction/measure/memory.py", lambda text: text + "\n")
-        assert changed(clone) == {"mnist@quick", "tolerance@quick", "memory@quick"}
-        touched("lib/reproduction/training/planar.py", lambda text: text + "\n")
-        flows = {"density_matching@quick", "maximum_likelihood@quick"}
-        assert changed(clone) == {"mnist@quick", "tolerance@quick", "memory@quick", *flows}
+    def test_a_source_that_a_notebook_shows_draws_it(self, clone: Path, touched) -> None:
+        touched("lib/neural_ode/nn/ode_block.py", '"""The state at `t1`', '"""In other words, the state at `t1`')
+        assert changed(clone) == both("notebook-04_mnist", "notebook-05_tolerance")
 
-    def test_a_claim_touches_the_stages_that_decide_it(self, clone: Path, touched) -> None:
-        touched("lib/reproduction/claims.yaml", lambda text: text.replace("R² > 0.99", "R² over 0.99"))
-        assert changed(clone) == {"memory@quick", "scoreboard@quick"}
+    def test_one_parameter_touches_one_notebook(self, clone: Path, touched) -> None:
+        touched("params/quick.yaml", "epochs: 4", "epochs: 5")
+        assert changed(clone) == {"compute@quick-04_mnist", "notebook@quick-04_mnist"}
 
-    def test_a_second_profile_leaves_the_first_alone(self, clone: Path, touched) -> None:
-        touched("params.yaml", lambda text: text.replace("[quick]", "[quick, paper]"))
-        assert changed(clone) == {f"{name}@paper" for name in STAGES if name != "sources"}
+    def test_a_claim_touches_the_notebook_that_decides_it(self, clone: Path, touched) -> None:
+        touched("lib/reproduction/claims.yaml", "R² > 0.99", "R² over 0.99")
+        assert changed(clone) == both("notebook-03_memory", "scoreboard")
+
+    def test_other_weights_are_measured_again(self, clone: Path, touched) -> None:
+        touched("results/paper/04_mnist/provenance.json", "{}", "{} ")
+        touched("results/paper/08_spirals/provenance.json", "{}", "{} ")
+        assert changed(clone) == {
+            *("compute@paper-04_mnist", "notebook@paper-04_mnist", "tolerance@paper"),
+            *("compute@paper-08_spirals", "notebook@paper-08_spirals", "extrapolation@paper"),
+        }
+
+
+@pytest.mark.slow
+def test_what_is_committed_of_full_scale_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user sees it who has cloned the project, named both profiles, and asks DVC."""
+    for name in ("lib", "notebooks", "params", "results/paper", "figures/paper"):
+        ignored = shutil.ignore_patterns("*.egg-info", "__pycache__", ".ipynb_checkpoints", "*.failed.ipynb")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    active = (tmp_path / "params.yaml").read_text().replace("[quick]", "[quick, paper]")
+    (tmp_path / "params.yaml").write_text(active)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    identify(tmp_path)
+    with dvc(tmp_path) as repo:
+        stale = {stage: why for stage, why in repo.status().items() if "@quick" not in stage}
+    assert stale == {}
 
 
 # The runner ------------------------------------------------------------------------------------------------------
@@ -509,50 +569,47 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_text("")
     (tmp_path / "params").mkdir()
-    (tmp_path / "params" / "quick.yaml").write_text("toy: {value: 2}\n")
+    (tmp_path / "params" / "quick.yaml").write_text("07_toy: {value: 2}\n")
     made = notebook(
-        "from reproduction.workspace import Workspace\n"
-        "work = Workspace.open('07_toy', profile)\n"
-        "work.checkpoints.mkdir(parents=True, exist_ok=True)\n"
-        "resumed = (work.checkpoints / 'half').exists()\n"
-        "(work.checkpoints / 'half').touch()\n"
-        "print('value', value, 'resumed', resumed)",
-        "work.write_metrics({'value': value, 'resumed': resumed})",
+        "from reproduction.workspace import Workspace",
+        "work = Workspace.open('07_toy', profile)\nprint('value', value)",
+        "work.write_metrics({'value': value})",
         "work.write_claims({'inverse': 1 / value})",
     )
     nbformat.write(made, tmp_path / "07_toy.ipynb")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(OUTPUT_VARIABLE, "")  # the runner sets it; pytest takes it back
+    for name in (OUTPUT_VARIABLE, DRAW_VARIABLE):
+        monkeypatch.setenv(name, "")  # the runner sets it; pytest takes it back
     return tmp_path
 
 
 def metrics(project: Path) -> dict:
-    return json.loads((project / "figures" / "quick" / "07_toy.json").read_text())
+    return json.loads((project / "figures" / "quick" / "07_toy" / "metrics.json").read_text())
 
 
 def test_the_runner_publishes_results(project: Path) -> None:
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert metrics(project) == {"value": 2, "resumed": False}
-    executed = (project / "figures" / "quick" / "07_toy.ipynb").read_text()
-    assert "value 2 resumed False" in executed
+    assert metrics(project) == {"value": 2}
+    executed = (project / "figures" / "quick" / "07_toy" / "07_toy.ipynb").read_text()
+    assert "value 2" in executed
     assert "injected-parameters" in executed
     assert not (project / ".staging" / "quick" / "07_toy").exists()
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert (project / "figures" / "quick" / "07_toy.ipynb").read_text() == executed  # byte for byte
+    assert (project / "figures" / "quick" / "07_toy" / "07_toy.ipynb").read_text() == executed  # byte for byte
 
 
 def test_a_notebook_that_runs_with_its_defaults_runs_as_it_stands(project: Path) -> None:
-    (project / "params" / "quick.yaml").write_text("toy: {value: 1}\n")
+    (project / "params" / "quick.yaml").write_text("07_toy: {value: 1}\n")
     assert runner.main(["07_toy.ipynb"]) == 0
-    executed = (project / "figures" / "quick" / "07_toy.ipynb").read_text()
-    assert "value 1 resumed False" in executed
+    executed = (project / "figures" / "quick" / "07_toy" / "07_toy.ipynb").read_text()
+    assert "value 1" in executed
     assert "injected-parameters" not in executed
 
 
 def test_a_failing_cell_loses_nothing(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert runner.main(["07_toy.ipynb"]) == 0
-    before = {p: p.read_bytes() for p in (project / "figures" / "quick").iterdir()}
-    (project / "params" / "quick.yaml").write_text("toy: {value: 0}\n")
+    before = {p: p.read_bytes() for p in (project / "figures" / "quick" / "07_toy").iterdir()}
+    (project / "params" / "quick.yaml").write_text("07_toy: {value: 0}\n")
     assert runner.main(["07_toy.ipynb"]) == 1
     printed = capfd.readouterr().err
     assert "ZeroDivisionError" in printed
@@ -560,10 +617,10 @@ def test_a_failing_cell_loses_nothing(project: Path, capfd: pytest.CaptureFixtur
     assert {path: path.read_bytes() for path in before} == before
     failed = project / "figures" / "quick" / "07_toy.failed.ipynb"
     assert "ZeroDivisionError" in failed.read_text()
-    # The next run resumes from the checkpoints of the failed one, and takes its notebook away.
-    (project / "params" / "quick.yaml").write_text("toy: {value: 4}\n")
+    # The next run takes the notebook of the failed one away.
+    (project / "params" / "quick.yaml").write_text("07_toy: {value: 4}\n")
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert metrics(project) == {"value": 4, "resumed": True}
+    assert metrics(project) == {"value": 4}
     assert not failed.exists()
 
 
@@ -571,9 +628,9 @@ def test_a_failing_cell_loses_nothing(project: Path, capfd: pytest.CaptureFixtur
 def test_wrong_parameters_stop_the_runner_before_anything_runs(
     project: Path, params: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (project / "params" / "quick.yaml").write_text(f"toy: {params}\n")
+    (project / "params" / "quick.yaml").write_text(f"07_toy: {params}\n")
     assert runner.main(["07_toy.ipynb"]) == 1
-    assert "params/quick.yaml, section toy: " in capfd.readouterr().err
+    assert "params/quick.yaml, section 07_toy: " in capfd.readouterr().err
     assert not (project / "figures").exists()
 
 
@@ -587,16 +644,30 @@ def test_a_dead_kernel_is_reported(project: Path, capfd: pytest.CaptureFixture[s
 
 def test_results_that_are_no_longer_made_go_away(project: Path) -> None:
     assert runner.main(["07_toy.ipynb"]) == 0
-    figures, runs = (project / part / "quick" for part in ("figures", "runs"))
-    stale = [figures / "07_toy_old.svg", runs / "07_toy" / "old" / "a.csv"]
-    others = [figures / "08_other.svg", runs / "08_other" / "a.csv"]
-    for path in (*stale, *others):
+    figures = project / "figures" / "quick"
+    stale, other = figures / "07_toy" / "old.svg", figures / "08_other" / "new.svg"
+    for path in (stale, other):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("made before")
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert not any(path.exists() for path in stale)
-    assert all(path.exists() for path in others)
+    assert not stale.exists()
+    assert other.exists()
     assert list((project / ".staging" / "quick").iterdir()) == []
+
+
+def test_a_notebook_computes_nothing_in_the_pipeline(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = notebook(
+        "from reproduction.experiments.search import first_stable as task\n"
+        "from reproduction.workspace import Workspace\n"
+        "work = Workspace.open('07_toy', profile)",
+        "work.store.obtain(task, {'a': {}}, label='a')",
+    )
+    nbformat.write(made, project / "07_toy.ipynb")
+    assert runner.main(["07_toy.ipynb"]) == 1
+    assert re.search(
+        r"no result a \(it was not made\): make it with `dvc repro notebook@quick-07_toy` or",
+        capfd.readouterr().err,
+    )
 
 
 # Publishing ------------------------------------------------------------------------------------------------------
@@ -604,19 +675,19 @@ def test_results_that_are_no_longer_made_go_away(project: Path) -> None:
 
 @pytest.fixture
 def trained(project: Path) -> Path:
-    """The project with results of a first run, weights among them; a second run would change all of them."""
+    """The project with figures of a first run; a second run would change all of them."""
     made = nbformat.read(project / "07_toy.ipynb", as_version=4)
     made.cells.append(
         nbformat.v4.new_code_cell(
             "from reproduction.files import write_atomically\n"
             "for name in ('a', 'b'):\n"
-            "    write_atomically(work.runs / name, f'weights {value}')\n"
+            "    write_atomically(work.figure(name), f'drawn {value}')\n"
             "write_atomically(work.figure(f'only_{value}').with_suffix('.svg'), '<svg/>')"
         )
     )
     nbformat.write(made, project / "07_toy.ipynb")
     assert runner.main(["07_toy.ipynb"]) == 0
-    (project / "params" / "quick.yaml").write_text("toy: {value: 3}\n")
+    (project / "params" / "quick.yaml").write_text("07_toy: {value: 3}\n")
     return project
 
 
@@ -624,8 +695,7 @@ def results(project: Path) -> dict[str, bytes]:
     """What is published, and what else lies there."""
     return {
         str(path.relative_to(project)): path.read_bytes()
-        for folder in ("figures", "runs")
-        for path in sorted((project / folder).rglob("*"))
+        for path in sorted((project / "figures").rglob("*"))
         if path.is_file()
     }
 
@@ -634,15 +704,15 @@ def test_the_second_run_replaces_everything(trained: Path) -> None:
     before = results(trained)
     assert runner.main(["07_toy.ipynb"]) == 0
     after = results(trained)
-    assert after["runs/quick/07_toy/a"] == b"weights 3"
-    assert set(before) ^ set(after) == {"figures/quick/07_toy_only_2.svg", "figures/quick/07_toy_only_3.svg"}
+    assert after["figures/quick/07_toy/a"] == b"drawn 3"
+    assert set(before) ^ set(after) == {f"figures/quick/07_toy/only_{n}.svg" for n in (2, 3)}
     assert not any(after[name] == before[name] for name in set(before) & set(after))
 
 
 def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(
     trained: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    last = trained / "runs" / "quick" / "07_toy" / "b"
+    last = trained / "figures" / "quick" / "07_toy" / "b"
     last.unlink()
     last.mkdir()
     before = results(trained)
@@ -651,7 +721,7 @@ def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(
     assert results(trained) == before
     last.rmdir()
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert last.read_bytes() == b"weights 3"
+    assert last.read_bytes() == b"drawn 3"
 
 
 @contextmanager
@@ -660,7 +730,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, method: str, number: int, code: int
     real, calls = getattr(Path, method), []
 
     def counted(self: Path, *arguments: object, **options: object) -> object:
-        if {"figures", "runs"} & {*self.parts} and ".staging" not in self.parts and not options:
+        if "figures" in self.parts and ".staging" not in self.parts and not options:
             calls.append(self)
             if len(calls) == number:
                 raise OSError(code, os.strerror(code), str(self))
@@ -678,11 +748,11 @@ def test_whatever_step_fails_all_is_as_it_was(
 ) -> None:
     stage, root = tmp_path / ".staging", tmp_path / "root"
     for folder, text in ((stage, "new"), (root, "old")):
-        for name in ("figures/quick/07_toy.svg", "runs/quick/07_toy/a", "runs/quick/07_toy/b"):
+        for name in ("figures/quick/07_toy/fig.svg", "figures/quick/07_toy/a", "figures/quick/07_toy/b"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
-    (root / "figures/quick/07_toy_outdated.svg").write_text("old")
-    (stage / "figures/quick/07_toy_added.svg").write_text("new")
+    (root / "figures/quick/07_toy/outdated.svg").write_text("old")
+    (stage / "figures/quick/07_toy/added.svg").write_text("new")
     before = results(root)
     fails = number <= {"replace": 4, "unlink": 1}[method]
     expected = pytest.raises(FileError, match=os.strerror(code)) if fails else nullcontext()
@@ -738,17 +808,17 @@ def test_results_may_lie_on_another_file_system(
 
     monkeypatch.setattr(Path, "replace", between)
     assert runner.main(["07_toy.ipynb"]) == 0
-    assert results(trained)["runs/quick/07_toy/b"] == b"weights 3"
+    assert results(trained)["figures/quick/07_toy/b"] == b"drawn 3"
 
 
 def test_a_failing_cell_is_named_even_if_nothing_can_be_kept(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (project / "params" / "quick.yaml").write_text("toy: {value: 0}\n")
+    (project / "params" / "quick.yaml").write_text("07_toy: {value: 0}\n")
     (project / "figures" / "quick" / "07_toy.failed.ipynb").mkdir(parents=True)
     assert runner.main(["07_toy.ipynb"]) == 1
     printed = capfd.readouterr().err
-    assert "07_toy, cell 5: ZeroDivisionError: division by zero" in printed
+    assert "07_toy, cell 6: ZeroDivisionError: division by zero" in printed
     assert "could not be kept" in printed
 
 
@@ -794,14 +864,12 @@ def test_a_notebook_runs_once_at_a_time(project: Path, capfd: pytest.CaptureFixt
     assert list((project / ".staging" / "quick").iterdir()) == []
 
 
-def test_a_sweep_and_its_notebook_do_not_run_at_the_same_time(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (project / "params" / "quick.yaml").write_text("mnist: {}\n")
+def test_results_are_computed_once_at_a_time(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "params" / "quick.yaml").write_text("04_mnist: {}\n")
     (project / "notebooks").symlink_to(ROOT / "notebooks")
-    with locked(project / ".staging" / "quick" / "04_mnist.lock", "the notebook"):
-        assert swept("quick") == 1
-    assert f"04_mnist in profile 'quick' is under way already: wait until process {os.getpid()}" in (
+    with locked(project / ".staging" / "quick" / "04_mnist.results.lock", "the computation"):
+        assert computer.main(["04_mnist"]) == 1
+    assert f"04_mnist.results in profile 'quick' is under way already: wait until process {os.getpid()}" in (
         capsys.readouterr().err
     )
 
@@ -839,8 +907,8 @@ def test_where_nothing_can_be_written_the_place_is_named(project: Path, capfd: p
     assert runner.main(["07_toy.ipynb"]) == 1
     assert ".staging/quick/07_toy.lock cannot be made" in capfd.readouterr().err
     (project / ".staging").unlink()
-    (project / ".staging" / "quick" / "07_toy").mkdir(parents=True)
-    (project / ".staging" / "quick" / "07_toy" / "figures").write_text("in the way")
+    (project / ".staging" / "quick").mkdir(parents=True)
+    (project / ".staging" / "quick" / "07_toy").write_text("in the way")
     assert runner.main(["07_toy.ipynb"]) == 1
     assert ".staging/quick/07_toy cannot be emptied" in capfd.readouterr().err
 

@@ -1,8 +1,10 @@
 """Poisson processes, against closed forms, quadrature and statistics."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -12,16 +14,21 @@ from torch import Tensor, nn
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from reproduction.data.events import RATES, draw_events, padded, thinned
 from reproduction.data.oscillators import END, draw_oscillators, oscillator_rate
+from reproduction.experiments import poisson
 from reproduction.models.joint import JointModel
 from reproduction.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
+from reproduction.results import Store
 from reproduction.training.poisson import (
     RateModel,
+    joint_error,
     joint_rates,
+    rate_error,
     relative_squared_error,
     train_joint,
     train_rate,
     true_log_likelihood,
 )
+from reproduction.workspace import Workspace
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -256,3 +263,66 @@ def test_joint_model_reads_only_what_was_observed() -> None:
     model.use_times = False
     assert not torch.allclose(first, bound(data.values, events.times))
     assert oscillator_rate(data.phase, torch.zeros(5).double()).min() > 0
+
+
+# Results ---------------------------------------------------------------------------------------------------------
+
+SIZES = {
+    "rates": ["decaying", "two bursts"],
+    "seeds": [1],
+    "sequences": 6,
+    "test_sequences": 5,
+    "batch_size": 3,
+    "lr": 0.01,
+    "steps": 2,
+    "tolerance": 1e-4,
+    "joint_series": 6,
+    "joint_test_series": 5,
+    "joint_batch_size": 3,
+    "joint_steps": 2,
+    "joint_noise": 0.1,
+    "device": "cpu",
+}
+SEED_1 = ["decaying-1", "two-bursts-1", "joint-1", "true_likelihoods/decaying-1", "true_likelihoods/two-bursts-1"]
+
+
+def results(folder: Path, **changes: object) -> poisson.Results:
+    return poisson.results(Workspace("10_poisson", "quick", folder, folder), **(SIZES | changes))
+
+
+def test_what_was_computed_is_read_and_a_further_seed_makes_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, keep = [], Store.keep
+
+    def noted(self: Store, function: object, name: str, *rest: object) -> None:
+        made.append(name)
+        keep(self, function, name, *rest)
+
+    monkeypatch.setattr(Store, "keep", noted)
+    first = results(tmp_path)
+    assert sorted(made) == sorted(SEED_1)
+    made.clear()
+    again = results(tmp_path)
+    assert not made
+    for name in ("rates", "joint"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
+    more = results(tmp_path, seeds=[1, 0])
+    assert sorted(made) == sorted(f"{name[:-1]}0" for name in SEED_1)
+    assert list(more.models) == [(rate, seed) for rate in SIZES["rates"] for seed in (1, 0)]
+    assert more.joint["seed"].tolist() == [1, 0]
+    assert more.joint["error"].iloc[0] == first.joint["error"].iloc[0]
+
+
+def test_errors_are_those_of_the_models_on_test_data(tmp_path: Path) -> None:
+    found = results(tmp_path)
+    rates = found.rates.set_index("rate")
+    for rate in SIZES["rates"]:
+        test, model = draw_events(rate, 5, 3), found.models[rate, 1]
+        with torch.no_grad():
+            excess = (true_log_likelihood(rate, test) - model.log_likelihood(test)).mean()
+        assert rates.loc[rate, "error"] == pytest.approx(rate_error(model, rate))
+        assert rates.loc[rate, "excess"] == pytest.approx(float(excess), rel=1e-5)
+        assert rates.loc[rate, "true"] == -float(true_log_likelihood(rate, test).mean())
+    test = draw_oscillators(5, 0.1, 3)
+    assert found.joint["error"].iloc[0] == pytest.approx(joint_error(found.joint_model, test))

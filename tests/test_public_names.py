@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduction.imports import LIBRARY
+from reproduction.meaning import LIBRARY
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,6 +19,7 @@ from reproduction.claims import Verdict
 from reproduction.pipeline.site import alt_texts, build, modules, notebook_page, scoreboard, sections
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "figures" / "paper"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESK = (390, 844), (1280, 900)
 pytestmark = pytest.mark.site
@@ -90,7 +91,7 @@ def test_nothing_is_loaded_from_another_host(site: Path, pages: dict[Path, Page]
 def test_every_notebook_has_its_page(pages: dict[Path, Page], site: Path) -> None:
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         page = pages[site / "notebooks" / f"{notebook.stem}.html"]
-        full = (ROOT / "figures" / "paper" / notebook.name).exists()
+        full = (RESULTS / notebook.stem / notebook.name).exists()
         assert ("Quick profile" in page.text) != full
         figures = [picture for picture in page.pictures if "_images/" in picture["src"]]
         assert figures
@@ -119,15 +120,29 @@ def test_arguments_in_groups(pages: dict[Path, Page], site: Path) -> None:
 
 
 def test_the_first_page_shows_every_claim(pages: dict[Path, Page], site: Path) -> None:
-    board = json.loads((ROOT / "figures" / "paper" / "11_scoreboard.claims.json").read_text())
+    board = json.loads((RESULTS / "11_scoreboard" / "claims.json").read_text())
     page = pages[site / "index.html"]
     table = page.text.partition('<section id="scoreboard">')[2].partition(
         '<section id="what-the-paper-leaves-unstated">'
     )[0]
     waiting = any(row["verdict"] == str(Verdict.UNTESTED) for row in board.values())
     assert table.count("<tr") == len(board) + 1 + waiting  # and a heading for each table
-    figures = {path.stem for path in (ROOT / "figures" / "paper").glob("*.png")} - {"11_scoreboard"}
-    assert {Path(picture["src"]).stem for picture in page.pictures if picture["alt"]} == figures
+    texts = alt_texts((ROOT / "README.md").read_text())
+    figures = [name for name in full_scale() if not name.startswith("11_scoreboard/")]
+    assert [picture["alt"] for picture in page.pictures if picture["alt"]] == [texts[name] for name in figures]
+    for name in figures:
+        assert f"notebooks/{name.partition('/')[0]}.html" in page.links
+
+
+def test_every_claim_has_a_row_in_the_results(pages: dict[Path, Page], site: Path) -> None:
+    board = json.loads((RESULTS / "11_scoreboard" / "claims.json").read_text())
+    page = pages[site / "RESULTS.html"]
+    assert page.text.count("<sub>Rule: ") == len(board)
+    rows = re.findall(r'<tr class="row-(?:odd|even)"><td>', page.text)
+    assert len(rows) == len(board)
+    for name in {row["notebook"] for row in board.values()}:
+        assert f"notebooks/{name}.html" in page.links
+    assert "RESULTS.html" in pages[site / "index.html"].links
 
 
 def test_what_is_no_site_stays(tmp_path: Path) -> None:
@@ -145,9 +160,20 @@ def test_sections_of_a_text() -> None:
     }
 
 
+def full_scale() -> list[str]:
+    """The figures of full scale, as the README's table names them."""
+    return [f"{path.parent.name}/{path.stem}" for path in sorted(RESULTS.glob("*/*.png"))]
+
+
 def test_every_figure_of_full_scale_is_described() -> None:
     texts = alt_texts((ROOT / "README.md").read_text())
-    assert {path.stem for path in (ROOT / "figures" / "paper").glob("*.png")} <= set(texts)
+    assert len(full_scale()) >= 20
+    assert set(full_scale()) <= set(texts)
+
+
+def test_descriptions_are_the_rows_of_the_table_of_figures() -> None:
+    table = "| file | shows |\n|---|---|\n| `01_name/a.svg` | what a shows |\n| `01_name/b.gif` | motion |\n"
+    assert alt_texts(table) == {"01_name/a": "what a shows"}
 
 
 def test_claims_are_text_and_not_markdown() -> None:
@@ -173,13 +199,16 @@ def test_a_notebook_says_how_it_ran() -> None:
         nbformat.v4.new_markdown_cell("## Motion"),
         nbformat.v4.new_code_cell("animation"),
     ]
-    page = notebook_page(nbformat.v4.new_notebook(cells=cells), "01_name", "quick", {"01_name_a": "what a shows"})
+    page = notebook_page(nbformat.v4.new_notebook(cells=cells), "01_name", "quick", {"01_name/a": "what a shows"})
     assert page.cells[0].source.startswith("# Title\n\n:::{warning}")
-    assert "dvc repro name@paper" in page.cells[0].source
+    assert "dvc repro notebook@paper-01_name" in page.cells[0].source
     assert [cell.metadata["mystnb"]["image"]["alt"] for cell in page.cells if cell.cell_type == "code"] == [
         "what a shows",
         "Figure of the section 'Motion'",
     ]
+    full = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\ntext")])
+    shown = notebook_page(full, "01_name", "paper", {}).cells[0].source
+    assert shown.startswith("# Title\n\n:::{note}\nFull scale. `dvc repro notebook@paper-01_name`")
 
 
 @pytest.fixture(scope="module")

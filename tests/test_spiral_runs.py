@@ -1,73 +1,263 @@
-"""The runs of Table 2: what they keep can be read again, and settings differ in what they say."""
+"""The runs of Table 2 and of the figures after it: what they keep is read again, and settings say what they do."""
 
-from dataclasses import asdict
+import hashlib
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
 from neural_ode.errors import UnknownNameError
-from reproduction.experiments import spirals
+from reproduction.experiments import extrapolation, spirals
 from reproduction.figures.spirals import PARTS, draw_latent_ode, draw_prediction
+from reproduction.measure.curves import largest_step, linear_accuracy, sign_changes, signed_area
 from reproduction.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
-from reproduction.models.latent_ode import LatentODE
+from reproduction.models.latent_ode import LatentODE, spiral_latent_ode
 from reproduction.models.rnn import NextObservationRNN
-from reproduction.training.spirals import train_latent_ode, train_rnn
+from reproduction.results import Store
+from reproduction.training.spirals import (
+    BASE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    latent_ode_for,
+    latent_ode_run,
+    latent_ode_trial,
+    load_latent_ode,
+    load_rnn,
+    rnn_trial,
+    spirals_for,
+    train_latent_ode,
+    train_rnn,
+)
 from reproduction.workspace import MissingResultError, Workspace
 
 TRAINING = {"steps": 4, "batch_size": 10, "lr": 1e-2, "kl_warmup": 2, "noise_factor": 2.0}
-SERIES = (20, 10)
+RUN = {"observations": 30, "series": 20, "validation_series": 10, "training": TRAINING, "device": "cpu"}
+TABLE = {
+    "observations": [30],
+    "seeds": [1],
+    "train_series": 20,
+    "test_series": 10,
+    "batch_size": 10,
+    "lr": 1e-2,
+    "steps": 4,
+    "rnn_steps": 3,
+    "kl_warmup": 0,
+    "noise_factor": 2.0,
+    "recipes": {"latent ODE": [{}, {"lr": 3e-2}], "RNN": [{"lr": 1e30}, {}], "RNN with times": [{}]},
+    "search_seeds": [7, 8],
+    "search_steps": 2,
+    "variants": ["double precision"],
+    "schedules": {"as it is": {"noise_factor": 2.0}},
+    "variant_observations": 30,
+    "variant_seeds": [1],
+    "variant_steps": 2,
+    "device": "cpu",
+}
+FIGURES = {"observations": [40, 30], "series": 12, "data_seed": 3, "curves": 5, "device": "cpu"}
 
 
-def test_a_latent_ode_is_trained_kept_and_read_again(tmp_path: Path) -> None:
-    work = Workspace("09_extrapolation", "quick", tmp_path / "elsewhere", tmp_path)
-    folders = (tmp_path / "checkpoints", tmp_path / "runs" / "quick" / "08_spirals")
-    found = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, folders)
-    model = spirals.trained_latent_ode(work, 30, 1)
-    test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
-    assert latent_ode_errors(model, test) == {name: found[name] for name in ("inside", "beyond", "noisy")}
-    with pytest.raises(MissingResultError, match=r"no base-50-1\.safetensors of 08_spirals.*dvc repro spirals"):
-        spirals.trained_latent_ode(work, 50, 1)
-    again = spirals.latent_ode_run(spirals.BASE, 30, 1, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
-    assert again["beyond"] == found["beyond"]
-    other = spirals.latent_ode_run(spirals.BASE, 30, 2, SERIES, TRAINING, (tmp_path / "new", tmp_path / "new"))
-    assert other["beyond"] != found["beyond"]
+def work(folder: Path, notebook: str = "08_spirals") -> Workspace:
+    return Workspace(notebook, "quick", folder, folder)
 
 
-def test_the_likelihood_can_assume_more_noise_than_the_data_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models, train = [], spirals.train_latent_ode
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that were made, in order."""
+    names, keep = [], Store.keep
 
-    def recorded(*given, **more):
-        trained = train(*given, **more)
-        models.append(trained[0])
-        return trained
+    def noted(self: Store, function: Any, name: str, *rest: Any) -> None:
+        names.append(name)
+        keep(self, function, name, *rest)
 
-    monkeypatch.setattr(spirals, "train_latent_ode", recorded)
-    for name in ("base", "noise 0.3"):
-        setting = spirals.VARIANTS.get(name, spirals.BASE)
-        spirals.latent_ode_run(setting, 30, 1, SERIES, TRAINING, (tmp_path, tmp_path), name)
-    assert [model.noise for model in models] == pytest.approx([0.2, 0.6])
+    monkeypatch.setattr(Store, "keep", noted)
+    return names
 
 
-@pytest.mark.parametrize("kind", spirals.RNNS)
-def test_a_network_is_trained_kept_and_read_again(kind: str, tmp_path: Path) -> None:
-    work = Workspace("09_extrapolation", "quick", tmp_path, tmp_path)
-    folders = (tmp_path / "checkpoints", tmp_path / "runs" / "quick" / "08_spirals")
-    found = spirals.rnn_run(kind, 30, 1, SERIES, TRAINING, folders)
-    model = spirals.trained_rnn(work, kind, 30, 1)
-    test = spirals.spirals_for(spirals.BASE, 10, 30, 1, spirals.TEST)
-    assert rnn_errors(model, test).items() <= found.items()
-    assert ("point by point" in found) == spirals.RNNS[kind]
-    with pytest.raises(UnknownNameError, match="unknown recurrent network 'RNM', did you mean 'RNN'"):
-        spirals.rnn_run("RNM", 30, 1, SERIES, TRAINING, (tmp_path, tmp_path))
+def test_what_was_computed_is_read_and_a_further_seed_makes_its_runs(tmp_path: Path, made: list[str]) -> None:
+    first = spirals.results(work(tmp_path), **TABLE)
+    models = ["base-30-1", "RNN-30-1", "RNN-with-times-30-1"]
+    varied = [f"variants/{name}-30-1" for name in ("base", "double-precision", "as-it-is")]
+    trials = ["latent-ODE-unchanged", "latent-ODE-lr-0.03", "RNN-lr-1e+30", "RNN-unchanged"]
+    expected = {*models, *varied, *(f"errors/{name}" for name in models + varied)}
+    assert set(made) == expected | {f"search/{name}" for name in trials}
+    assert len(made) == len(set(made))
+    made.clear()
+    again = spirals.results(work(tmp_path), **TABLE)
+    assert not made
+    for name in ("errors", "variants", "trials"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
+    assert again.chosen == first.chosen
+    more = spirals.results(work(tmp_path), **{**TABLE, "seeds": [1, 2]})
+    assert set(made) == {f"{kind}{name[:-1]}2" for kind in ("", "errors/") for name in models}
+    assert more.errors.query("seed == 1").reset_index(drop=True).equals(first.errors)
+    assert not set(more.errors.query("seed == 2")["beyond"]) & set(first.errors["beyond"])
+
+
+def test_errors_are_those_of_the_weights_on_test_series(tmp_path: Path) -> None:
+    found = spirals.results(work(tmp_path), **TABLE)
+    errors = found.errors.set_index("model").loc
+    folder = tmp_path / "results" / "quick" / "08_spirals"
+    test, anywhere = (spirals_for(BASE, 10, 30, 1, TEST, inside=inside) for inside in (True, False))
+    model = load_latent_ode(BASE, folder / "base-30-1.safetensors")
+    for name, value in latent_ode_errors(model, test).items():
+        assert errors["latent ODE", name] == value
+    assert errors["latent ODE", "all windows"] == latent_ode_errors(model, anywhere)["beyond"]
+    for kind, with_times in spirals.RNNS.items():
+        network = load_rnn(with_times, folder / f"{kind.replace(' ', '-')}-30-1.safetensors")
+        for name, value in rnn_errors(network, test).items():
+            assert errors[kind, name] == value
+        assert math.isnan(errors[kind, "point by point"]) != with_times
+    history = pd.read_csv(folder / "base-30-1.csv").iloc[-1]
+    assert errors["latent ODE", "validation"] == pytest.approx(history["beyond"])
+    assert errors["latent ODE", "NFE"] == history["nfe_forward"] > 0
+    assert errors["latent ODE", "ms per step"] == pytest.approx(1e3 * history["seconds"] / 4)
+
+    varied = found.variants.set_index("variant")["beyond"]
+    double = replace(BASE, double=True)
+    model = load_latent_ode(double, folder / "variants" / "double-precision-30-1.safetensors")
+    assert model.decoder[0].weight.dtype == torch.float64
+    assert varied["double precision"] == latent_ode_errors(model, spirals_for(double, 10, 30, 1, TEST))["beyond"]
+    assert varied["base"] == varied["as it is"] != varied["double precision"]
+
+
+def test_a_candidate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+    found = spirals.results(work(tmp_path), **TABLE)
+    assert found.chosen["RNN"] == {}
+    trials = {(row["model"], str(row["candidate"])): row for row in found.trials.to_dict("records")}
+    assert list(trials) == [
+        ("latent ODE", "{}"),
+        ("latent ODE", "{'lr': 0.03}"),
+        ("RNN", "{'lr': 1e+30}"),
+        ("RNN", "{}"),
+    ]
+    assert trials["RNN", "{'lr': 1e+30}"]["mean"] == math.inf
+    row = trials["latent ODE", "{}"]
+    assert row["mean"] == pytest.approx((row["seed 7"] + row["seed 8"]) / 2)
+
+
+def test_trials_are_short_trainings_ranked_on_validation_series(tmp_path: Path) -> None:
+    how = {**RUN, "setting": asdict(BASE), "checkpoints": tmp_path}
+    names, *rows = latent_ode_trial(seeds=[3, 4], **how)[".csv"].decode().splitlines()
+    losses = [latent_ode_for(seed=seed, **how)[1][-1]["beyond"] for seed in (3, 4)]
+    assert (names, rows) == ("name,loss", [f"seed 3,{losses[0]}", f"seed 4,{losses[1]}"])
+    wild = {**RUN, "setting": {}, "with_times": True, "training": TRAINING | {"lr": 1e30}}
+    assert rnn_trial(seeds=[3], checkpoints=tmp_path, **wild) == {".csv": b"name,loss\nseed 3,inf\n"}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"recipes": {"RNM": [{}]}}, "unknown model 'RNM', did you mean 'RNN'"),
+        ({"variants": ["noise 0.31"]}, "unknown variant 'noise 0.31', did you mean 'noise 0.3'"),
+    ],
+)
+def test_unknown_names_are_refused(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=problem):
+        spirals.results(work(tmp_path), **(TABLE | change))
+
+
+def test_the_likelihood_can_assume_more_noise_than_the_data_have(tmp_path: Path) -> None:
+    for setting, expected in ((BASE, 0.2), (spirals.VARIANTS["noise 0.3"], 0.6)):
+        model, _ = latent_ode_for(setting=asdict(setting), seed=1, checkpoints=tmp_path, **RUN)
+        assert model.noise == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("change", [{"setting": asdict(BASE)}, {"training": TRAINING | {"lr": 1e-3}}])
+def test_trainings_at_the_same_time_have_checkpoints_of_their_own(change: dict[str, Any], tmp_path: Path) -> None:
+    setting = asdict(replace(BASE, noise=0.3))
+    for more in ({}, change):
+        latent_ode_run(**{"setting": setting, "seed": 1, "checkpoints": tmp_path, **RUN, **more})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A folder in which notebook 08 has trained two latent ODEs and a network for each number of observations."""
+    changes = {"observations": FIGURES["observations"], "seeds": [0, 1], "variants": [], "schedules": {}}
+    plain = {kind: [{}] for kind in ("latent ODE", "RNN")}
+    spirals.results(work(tmp_path), **{**TABLE, **changes, "recipes": plain})
+    return tmp_path
+
+
+def test_latent_spaces_are_measured_once_for_each_model(trained: Path, made: list[str]) -> None:
+    def results(seeds: list[int]) -> extrapolation.Results:
+        return extrapolation.results(work(trained, "09_extrapolation"), seeds=seeds, **FIGURES)
+
+    first = results([0])
+    assert made == ["errors/base-40-0", "errors/base-30-0", "accuracies/base-40-0", "lines/base-40-0"]
+    made.clear()
+    again = results([0])
+    assert not made
+    for name in ("errors", "accuracies", "lines"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
+    more = results([0, 1])
+    assert made == ["errors/base-40-1", "errors/base-30-1", "accuracies/base-40-1", "lines/base-40-1"]
+    assert list(more.errors["observations"]) == [40, 40, 30, 30]
+    assert list(more.lines["seed"]) == [0, 1]
+
+
+def test_what_is_measured_of_latent_spaces(trained: Path) -> None:
+    found = extrapolation.results(work(trained, "09_extrapolation"), seeds=[1], **FIGURES)
+    folder = trained / "results" / "quick" / "08_spirals"
+    model = load_latent_ode(BASE, folder / "base-40-1.safetensors")
+    data = spirals_for(BASE, 12, 40, 3, TEST)
+    errors, (_, inside, beyond, _, _) = latent_ode_errors(model, data), next(found.errors.itertuples())
+    assert (inside, beyond) == (errors["inside"], errors["beyond"])
+    starts = extrapolation.encoded(model, data)
+    for row in found.accuracies.itertuples():
+        assert (row.right, row.total) == linear_accuracy(starts[:, : row.dimensions], data.clockwise)
+    line, row = extrapolation.latent_line(model, data, 5), next(found.lines.itertuples())
+    assert row.dimension == line.dimension
+    assert row.largest_step == largest_step(line.curves)
+    assert row.sign_changes == sign_changes(signed_area(line.curves))
+    assert torch.equal(found.data[40].noisy, data.noisy)
+    assert torch.equal(extrapolation.encoded(found.models[40], data), starts)
+    network = load_rnn(False, folder / "RNN-40-1.safetensors")
+    assert torch.equal(found.network.out.weight, network.out.weight)
+
+
+def test_curves_along_the_dimension_that_tells_directions_apart() -> None:
+    torch.manual_seed(0)
+    model, data = spiral_latent_ode(**BASE.model, **BASE.solver), spirals_for(BASE, 12, 30, 0, TEST)
+    found, starts = extrapolation.latent_line(model, data, 5), extrapolation.encoded(model, data)
+    apart = (starts[data.clockwise].mean(0) - starts[~data.clockwise].mean(0)).abs() / starts.std(0)
+    assert apart[found.dimension] == apart.max()
+    own = starts[:, found.dimension]
+    torch.testing.assert_close(found.values, torch.linspace(float(own.min()), float(own.max()), 5))
+    middle = starts.mean(0)
+    middle[found.dimension] = found.values[2]
+    with torch.no_grad():
+        expected = model.predict(middle[None], data.grid[:100])[0]
+    torch.testing.assert_close(found.curves[2], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_other_weights_are_measured_anew(trained: Path, made: list[str]) -> None:
+    extrapolation.results(work(trained, "09_extrapolation"), seeds=[0], **FIGURES)
+    folder = trained / "results" / "quick" / "08_spirals"
+    other = (folder / "base-40-1.safetensors").read_bytes()
+    (folder / "base-40-0.safetensors").write_bytes(other)
+    made.clear()
+    extrapolation.results(work(trained, "09_extrapolation"), seeds=[0], **FIGURES)
+    assert made == ["errors/base-40-0", "accuracies/base-40-0", "lines/base-40-0"]
+    record = (trained / "results" / "quick" / "09_extrapolation" / "provenance.json").read_text()
+    assert hashlib.sha256(other).hexdigest() in record
+
+
+def test_a_model_that_is_not_there_is_missed(tmp_path: Path) -> None:
+    problem = r"no base-40-1\.safetensors of 08_spirals in profile 'quick': make it with `dvc repro"
+    with pytest.raises(MissingResultError, match=problem):
+        extrapolation.results(work(tmp_path, "09_extrapolation"), seeds=[1], **FIGURES)
 
 
 def test_training_makes_observations_more_likely() -> None:
     """Both kinds of models, beside themselves before it. The errors are those of the validation series."""
-    train, validation = (spirals.spirals_for(spirals.BASE, n, 30, 0, split) for n, split in ((20, 1), (10, 2)))
+    train, validation = (spirals_for(BASE, n, 30, 0, split) for n, split in ((20, VALIDATION), (10, TEST)))
     training = {"steps": 40, "batch_size": 20, "lr": 1e-2, "kl_warmup": 0}
     short = training | {"lr": 0.0, "steps": 1}
     solver = {"rtol": 1e-3, "atol": 1e-3}
@@ -79,7 +269,7 @@ def test_training_makes_observations_more_likely() -> None:
         return float(of_series(train.values, train.times).mean())
 
     (before, _), (after, history) = (
-        train_latent_ode(train, validation, 0, how, spirals.BASE.model, solver) for how in (short, training)
+        train_latent_ode(train, validation, 0, how, BASE.model, solver) for how in (short, training)
     )
     assert bound(after) > bound(before) + 100
     errors = latent_ode_errors(after, validation)
@@ -100,28 +290,28 @@ def test_weight_of_the_divergence(warmup: int, weights: list[float], monkeypatch
         return []
 
     monkeypatch.setattr("reproduction.training.spirals.fit_with_adam", fit)
-    data = spirals.spirals_for(spirals.BASE, 20, 30, 0, spirals.TRAIN)
+    data = spirals_for(BASE, 20, 30, 0, TRAIN)
     train_rnn(data, data, 0, TRAINING | {"kl_warmup": warmup}, True)
     assert found == weights
 
 
 def test_a_variant_differs_in_one_respect() -> None:
     for name, setting in spirals.VARIANTS.items():
-        changed = {key for key, value in asdict(setting).items() if value != asdict(spirals.BASE)[key]}
+        changed = {key for key, value in asdict(setting).items() if value != asdict(BASE)[key]}
         expected = {"tolerance", "double"} if name == "tolerance 1.5e-8" else {next(iter(changed))}
         assert changed == expected, name
 
 
 def test_splits_share_no_series_and_training_reaches_what_is_predicted() -> None:
-    splits = {split: spirals.spirals_for(spirals.BASE, 500, 30, 0, split) for split in (0, 1, 2)}
-    assert splits[spirals.TRAIN].start.max() > 200 >= splits[spirals.TEST].start.max()
+    splits = {split: spirals_for(BASE, 500, 30, 0, split) for split in (0, 1, 2)}
+    assert splits[TRAIN].start.max() > 200 >= splits[TEST].start.max()
     assert not torch.equal(splits[1].noisy, splits[2].noisy)
-    anywhere = spirals.spirals_for(spirals.BASE, 500, 30, 0, spirals.TEST, inside=False)
+    anywhere = spirals_for(BASE, 500, 30, 0, TEST, inside=False)
     assert anywhere.start.max() > 200
 
 
 def test_figures_hold_what_they_say() -> None:
-    data = spirals.spirals_for(spirals.BASE, 2, 30, 0, spirals.TEST)
+    data = spirals_for(BASE, 2, 30, 0, TEST)
     figure, axes = plt.subplots()
     draw_prediction(axes, data, 0, data.truth[0, :100], data.truth[0, 100:], data.truth[:1])
     colors = {line.get_label(): line.get_color() for line in axes.lines}
@@ -139,8 +329,8 @@ def test_figures_hold_what_they_say() -> None:
 def test_predictions_of_a_series_are_the_same_alone_and_in_a_batch() -> None:
     """The steps of the solver are in common, so up to its tolerance."""
     torch.manual_seed(0)
-    data = spirals.spirals_for(spirals.BASE, 6, 30, 0, spirals.TEST)
-    model = spirals.spiral_latent_ode(**spirals.BASE.model, rtol=1e-6, atol=1e-6)
+    data = spirals_for(BASE, 6, 30, 0, TEST)
+    model = spiral_latent_ode(**BASE.model, rtol=1e-6, atol=1e-6)
     together = latent_ode_predictions(model, data)
     alone = torch.cat([latent_ode_predictions(model, data.rows(slice(k, k + 1))) for k in range(6)])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)

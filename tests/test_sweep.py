@@ -1,8 +1,12 @@
 """Sweeps: the same results wherever they are computed, and none lost, whatever dies."""
 
+import ast
 import contextlib
+import functools
 import hashlib
 import importlib
+import inspect
+import json
 import os
 import pickle
 import signal
@@ -16,17 +20,23 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import nbformat
 import pytest
 import torch
+import yaml
 from distributed.utils import json_load_robust
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
-from reproduction.data.mnist import ShuffledBatches
-from reproduction.pipeline import mnist as networks
-from reproduction.pipeline import sweep as command
+from reproduction import results
+from reproduction.data.mnist import Mnist, ShuffledBatches, load_splits
+from reproduction.experiments import mnist
+from reproduction.meaning import code_cells
+from reproduction.pipeline import compute as command
+from reproduction.pipeline.identity import experiment_file
+from reproduction.pipeline.parameters import notebook_parameters
 from reproduction.sweep import SCHEDULER_VARIABLE, SweepError, grid, sweep
-from reproduction.training.mnist import train_classifier
+from reproduction.training.mnist import classifier_run, train_classifier
+from reproduction.training.weights import run_files
+from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -351,10 +361,10 @@ def test_no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(grid, [{"a": [1]}], tmp_path) == [[{"a": 1}]], "with nothing to compute there is nobody to ask"
 
 
-# The networks of notebook 04 --------------------------------------------------------------------------------
+# The results of notebooks ------------------------------------------------------------------------------------
 
 TINY = """
-mnist:
+04_mnist:
   models: [MLP, ODE-Net]
   seeds: [0, 1]
   one_seed: [ODE-Net]
@@ -363,12 +373,14 @@ mnist:
   test_size: 10
   epochs: 1
   batch_size: 8
+  cost_batch: 4
+  cost_rounds: 1
   device: cpu
 """
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with a tiny profile."""
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).touch()
@@ -376,82 +388,105 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "params" / "tiny.yaml").write_text(TINY)
     for name in ("data", "notebooks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "lib"))
+    for name in (OUTPUT_VARIABLE, DRAW_VARIABLE, SCHEDULER_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
-def test_the_networks_in_processes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "lib"))
-    assert command.main(["mnist", "--profile", "tiny", "--workers", "2"]) == 0
-    made = project / "runs" / "tiny" / "04_mnist"
-    assert sorted(file.stem for file in made.glob("*.safetensors")) == ["MLP-0", "MLP-1", "ODE-Net-0"]
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    # Bit for bit the weights of a training here, which counts them as its own.
-    parameters = networks.notebook_parameters(project, "tiny")
-    common = networks.settings(parameters)
-    data = networks.load_splits(project, common["sizes"])
-    how = common["training"], common["solver"], torch.device("cpu")
+
+def test_the_networks_in_processes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command.main(["04_mnist", "--profile", "tiny", "--workers", "2"]) == 0
+    folder = project / "results" / "tiny" / "04_mnist"
+    networks = ["MLP-0", "MLP-1", "ODE-Net-0"]
+    assert sorted(file.stem for file in folder.glob("*.safetensors")) == networks
+    assert sorted(file.stem for file in (folder / "test_errors").glob("*.csv")) == networks
+    assert sorted(file.stem for file in folder.glob("*.csv")) == [*networks, "step_costs"]
+    records = json.loads((folder / "provenance.json").read_text())
+    assert sorted(records) == [*networks, "step_costs", *(f"test_errors/{name}" for name in networks)]
+
+    # Bit for bit the weights of a training here, which needs no other process.
+    given = notebook_parameters(project, "04_mnist", "tiny")
+    how = mnist.recipe(**{name: given[name] for name in inspect.signature(mnist.recipe).parameters})
+    data = load_splits(project / "data" / "mnist", [given[f"{split}_size"] for split in Mnist._fields])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    here = train_classifier("ODE-Net", 0, data, *how)
+    here = run_files(*train_classifier("ODE-Net", 0, data, how["training"], how["solver"]))
     torch.set_num_threads(threads)
-    here.save(project, "here")
-    assert (project / "here.safetensors").read_bytes() == (made / "ODE-Net-0.safetensors").read_bytes()
+    made = content(folder)
+    assert made["ODE-Net-0.safetensors"] == here[".safetensors"]
+
+    # What is there is taken as it is, by processes or without them, and nothing is left of the work.
     monkeypatch.setattr(ShuffledBatches, "__call__", None)  # whoever trains needs a batch
-    found = train_classifier("ODE-Net", 0, data, *how, finished=made / "ODE-Net-0.safetensors")
-    assert len(found.history) == 1
+    assert command.main(["04_mnist", "--profile", "tiny"]) == 0
+    assert content(folder) == made
+    assert list((project / ".staging").rglob("*.pt")) == []
+
+    # A network that nobody asks for any more goes; the others are not touched.
+    (project / "params" / "tiny.yaml").write_text(TINY.replace("seeds: [0, 1]", "seeds: [0]"))
+    assert command.main(["04_mnist", "--profile", "tiny"]) == 0
+    assert {name for name in made if name.startswith("MLP-1")} == made.keys() - content(folder).keys()
+    assert content(folder)["MLP-0.safetensors"] == made["MLP-0.safetensors"]
 
 
-def test_weights_are_published_after_their_history(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They say what run they are of: whoever finds them reads the history beside them."""
+def test_a_run_is_recorded_after_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record says that the run is there: whoever finds it reads the files beside it."""
     written: list[str] = []
-    monkeypatch.setattr(networks, "write_atomically", lambda path, content: written.append(path.name))
-    files = {"MLP-0.safetensors": b"", "MLP-0.csv": b""}
-    monkeypatch.setattr(networks, "sweep", lambda *given, received, **more: received({}, files))
-    networks.sweep_mnist(project, "tiny")
-    assert written == ["MLP-0.csv", "MLP-0.safetensors"]
+    monkeypatch.setattr(results, "write_atomically", lambda path, content: written.append(path.name))
+    store = results.Store([tmp_path], tmp_path, tmp_path, "compute it")
+    store.keep(classifier_run, "MLP-0", {"seed": 0}, {".csv": b"", ".safetensors": b""})
+    assert written == ["MLP-0.csv", "MLP-0.safetensors", "provenance.json"]
 
 
-def test_a_misspelt_parameter(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.chdir(project)
+def test_a_misspelt_parameter(project: Path, capsys: pytest.CaptureFixture) -> None:
     (project / "params" / "tiny.yaml").write_text(TINY.replace("epochs", "epoch"))
-    assert command.main(["mnist", "--profile", "tiny"]) == 1
+    assert command.main(["04_mnist", "--profile", "tiny"]) == 1
     assert "unknown parameter 'epoch', did you mean 'epochs'" in capsys.readouterr().err
+    assert not (project / "results").exists()
 
 
-@pytest.mark.parametrize("profile", ["quick", "paper", "gpu"])
-def test_the_points_are_what_the_notebook_trains(
-    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The notebook's own lines, with a stand-in for the training."""
-    calls = []
+class AskedError(Exception):
+    """With what a notebook's results were asked for."""
 
-    class Trained:
-        model, history, run = None, [{}], ""
 
-        def save(self, *where: object) -> None: ...
+def notebook_asks(name: str, profile: str, parameters: dict[str, object]) -> None:
+    """Run the notebook's own lines up to where it asks for its results."""
+    cells = code_cells(ROOT / "notebooks" / f"{name}.ipynb")
+    imports = [node for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.ImportFrom)]
+    known: dict[str, object] = {"profile": profile, "work": None, **parameters}
+    exec(compile(ast.Module(imports, []), name, "exec"), known)
+    (cell,) = [cell for cell in cells if ".results(work" in cell]
+    exec(cell, known)
 
-    def record(*arguments: object) -> Trained:
-        calls.append(arguments)
-        return Trained()
 
-    parameters = networks.notebook_parameters(ROOT, profile)
-    work = networks.Workspace("04_mnist", profile, ROOT, networks.staging(ROOT, profile, "04_mnist"))
-    known = parameters | {"profile": profile, "work": work, "where": "where", "train_classifier": record}
-    known |= {"data": networks.Mnist(None, None, None), "error_rate": lambda *_: 0.0}
-    source = [
-        c.source for c in nbformat.read(ROOT / "notebooks" / "04_mnist.ipynb", 4).cells if c.cell_type == "code"
-    ]
-    cells = [text for text in source if text.startswith("training = {") or "train_classifier(" in text]
-    assert len(cells) == 2
-    for text in ("import itertools\nimport pandas as pd", *cells):
-        exec(text, known)
-    from_notebook, calls = calls, []
-    monkeypatch.setattr(networks, "train_classifier", record)
-    monkeypatch.setattr(networks, "load_splits", lambda root, sizes: known["data"])
-    monkeypatch.setattr(networks, "choose_device", lambda device: "where")
-    for point in networks.network_points(parameters):
-        networks.train_network(ROOT, profile, **point)
-    assert calls == from_notebook
+def test_notebooks_show_what_the_pipeline_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all profiles, with a stand-in for the computing. What only one of them asked for could not be drawn."""
+    for name in ("params", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(ROOT)
+    asked, different = 0, []
+    for file in sorted((ROOT / "params").glob("*.yaml")):
+        for name in sorted(yaml.safe_load(file.read_text())):
+            if experiment_file(name) is None:
+                continue
+            module = command.experiment(name)
+
+            @functools.wraps(module.results)
+            def stand_in(work: object, **asked: object) -> None:
+                raise AskedError(asked)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "results", stand_in)
+                with pytest.raises(AskedError) as shown:
+                    notebook_asks(name, file.stem, notebook_parameters(ROOT, name, file.stem))
+                with pytest.raises(AskedError) as computed:
+                    command.compute(name, file.stem, tmp_path)
+            asked += 1
+            if shown.value.args != computed.value.args:
+                different.append((file.stem, name, shown.value.args, computed.value.args))
+    assert different == []
+    assert asked == 10 + 10 + 1, "every notebook in two profiles, and the networks for a GPU"

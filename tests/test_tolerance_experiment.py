@@ -1,6 +1,9 @@
 """What notebook 05 measures on a trained network, on networks whose answer is known."""
 
 import math
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,22 +12,17 @@ from torch import Tensor, nn
 
 from neural_ode import solve
 from neural_ode.errors import InvalidArgumentError
-from reproduction.data.mnist import Split
-from reproduction.experiments.tolerance import (
-    SOLVERS,
-    Forward,
-    backward_scales,
-    error_rates,
-    evaluations_at,
-    forward_sweep,
-    path_of,
-    per_digit,
-    sharing,
-    times_of_their_own,
-)
+from reproduction.data.mnist import Split, load_splits
+from reproduction.experiments import tolerance
+from reproduction.experiments.tolerance import SOLVERS, evaluations_at, path_of
+from reproduction.experiments.tolerance.answers import error_solved
+from reproduction.experiments.tolerance.digits import per_digit, times_of_their_own
+from reproduction.experiments.tolerance.sharing import sharing
+from reproduction.experiments.tolerance.solves import Forward, backward_scales, forward_sweep
 from reproduction.models.mnist import ConvDynamics, MnistNet, mnist_net
 from reproduction.training.mnist import load_classifier
 from reproduction.training.weights import WeightsError, save_run
+from reproduction.workspace import Workspace
 
 
 class Brightness(nn.Module):
@@ -153,7 +151,7 @@ def test_steps_on_the_way_of_an_image() -> None:
 def test_joint_steps_over_separate_ones() -> None:
     model, split = bright_network(), shades(5, 250, 250, 250)
     alone = per_digit(model, split, 1e-5, "dopri5")
-    rows = sharing(model, split, alone, [1, 2, 4], 2, 1e-5, "dopri5")
+    rows = sharing(model, split, alone.nfe, [1, 2, 4], 2, 1e-5, "dopri5")
     assert [row["size"] for row in rows] == [1, 1, 2, 2, 4]
     assert all(row["shared"] == row["worst"] == 1 for row in rows[:2])
     # Half of the work of the first pair is one image's, but both have to make it.
@@ -161,26 +159,24 @@ def test_joint_steps_over_separate_ones() -> None:
     assert rows[2]["shared"] <= rows[2]["worst"]
 
 
-def test_error_rates_restore_the_network() -> None:
+def test_another_solver_for_the_test_only() -> None:
     model, split = network(), examples(20)
     before = model.body.how
-    how = {"euler": {"method": "euler", "step_size": 1.0}, "tight": {"rtol": 1e-6, "atol": 1e-6}}
-    found = error_rates(model, split, how)
+    found = error_solved(model, split, {"method": "euler", "step_size": 1.0})
     assert model.body.how is before
-    assert list(found) == ["euler", "tight"]
     x = split.images.float() / 255
     with torch.no_grad():
         z = model.stem(x)
         logits = model.head(z + model.body.f(torch.tensor(0.0), z))
     wrong = (logits.argmax(1) != split.labels).double()
-    assert found["euler"] == pytest.approx(100 * wrong.mean().item())
+    assert found == pytest.approx(100 * wrong.mean().item())
 
 
 def test_networks_without_a_block_are_refused() -> None:
     resnet = mnist_net("ResNet-1")
     assert isinstance(resnet, MnistNet)
     with pytest.raises(InvalidArgumentError, match="needs an ODE block, got Sequential"):
-        error_rates(resnet, examples(), {})
+        error_solved(resnet, examples(), {})
 
 
 def test_weights_come_back(tmp_path) -> None:
@@ -197,3 +193,75 @@ def test_weights_come_back(tmp_path) -> None:
     with pytest.raises(WeightsError, match=r"is damaged.*restore it"):
         load_classifier("ODE-Net", file)
     assert math.isfinite(sum(p.sum().item() for p in loaded.parameters()))
+
+
+SMALL: dict[str, Any] = {
+    "network": "ODE-Net-0",
+    "training_tolerance": 1e-2,
+    "images": 2,
+    "batches": 2,
+    "tolerances": [1e-1, 3e-2],
+    "repeats": 1,
+    "loss_scales": [1.0, 10.0],
+    "test_size": 6,
+    "tight_tolerance": 1e-3,
+    "sizes": [1, 2],
+    "coarse_train_size": 16,
+    "coarse_epochs": 1,
+    "coarse_batch_size": 8,
+    "coarse_peak_lr": 0.1,
+    "device": "cpu",
+}
+
+
+def made(folder: Path) -> dict[str, int]:
+    """When the tables of the runs were written, by name."""
+    return {str(x.relative_to(folder).with_suffix("")): x.stat().st_mtime_ns for x in folder.rglob("*.csv")}
+
+
+def test_results_are_measured_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tolerance.solves, "BACKWARD_STEPS", 5)
+    module = sys.modules[tolerance.results.__module__]
+    monkeypatch.setattr(module, "SOLVERS", {"dopri5": "dopri5"})
+    monkeypatch.setattr(module, "COARSE", {"Euler, 1 step": {"method": "euler", "step_size": 1.0}})
+    monkeypatch.setattr(module, "VALIDATION_SIZE", 8)
+    monkeypatch.setattr(module, "SINGLE", 5e-2)
+    given = tmp_path / "results" / "quick" / "04_mnist"
+    save_run(network(3), [], given, "ODE-Net-0")
+
+    work = Workspace("05_tolerance", "quick", root, tmp_path)
+    found = tolerance.results(work, **SMALL)
+    folder = tmp_path / "results" / "quick" / "05_tolerance"
+    before = made(folder)
+    again = tolerance.results(Workspace("05_tolerance", "quick", root, tmp_path), **SMALL)
+    assert made(folder) == before
+    for name in ("forward", "scales", "sharing", "matrix"):
+        assert getattr(again, name).equals(getattr(found, name))
+    assert again.errors == found.errors
+
+    test = load_splits(root / "data" / "mnist", [None, None, 6]).test
+    model = network(3)
+    assert list(found.errors) == [1e-1], "single precision does not go further"
+    assert found.errors[1e-1] == error_solved(model, test, {"method": "dopri5", "rtol": 1e-1, "atol": 1e-1})
+    assert list(found.matrix.index) == ["Euler, 1 step", "dopri5, 0.01"]
+    assert list(found.matrix.columns) == ["Euler, 1 step", "Euler, 32 steps", "dopri5, 0.01", "dopri5, 1e-05"]
+    for at, digits in found.digits.items():
+        expected = per_digit(model, test, at, "dopri5")
+        assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(digits, expected, strict=True))
+    rows = sharing(model, test, found.digits[1e-2].nfe, [1, 2], 10, 1e-2, "dopri5")
+    assert found.sharing.to_dict("records") == rows
+    batches = [Split(test.images[k : k + 2], test.labels[k : k + 2]) for k in (0, 2)]
+    sweep = forward_sweep(model.double(), batches, [1e-1, 3e-2], 1, {"dopri5": "dopri5"})
+    columns = ["solver", "batch", "tolerance", "error", "nfe"]
+    assert found.forward[columns].to_dict("records") == [{c: getattr(r, c) for c in columns} for r in sweep]
+    assert list(found.scales["scale"]) == [1.0, 10.0]
+
+    tolerance.results(work, **{**SMALL, "loss_scales": [1.0], "tight_tolerance": 1e-4})
+    after = made(folder)
+    assert {name for name in after if after[name] != before.get(name)} == {"scales/dopri5", "digits-0.0001"}
+
+    save_run(network(4), [], given, "ODE-Net-0")
+    tolerance.results(work, **SMALL)
+    later = made(folder)
+    kept = {name for name in before if later[name] == before[name]}
+    assert {name.split("-")[0] for name in kept} == {"coarse/Euler", "errors/Euler"}, "of other networks"

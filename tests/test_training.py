@@ -21,21 +21,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from neural_ode import NeuralODEWarning, NonFiniteError
 from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError
 from neural_ode.solution import Statistics
+from reproduction import meaning
 from reproduction.data.mnist import Mnist, Split
-from reproduction.experiments.classifiers import step_costs
+from reproduction.experiments.mnist import step_costs
 from reproduction.models.mnist import mnist_net
+from reproduction.results import Run, Store
 from reproduction.training.adam import fit_with_adam
-from reproduction.training.checkpoint import _meaning, fingerprint, load_checkpoint, save_checkpoint
+from reproduction.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from reproduction.training.flows import Likelihood, train_continuous
 from reproduction.training.loop import Fit, fit, history_csv, read_history
 from reproduction.training.mnist import (
+    classifier_run,
     classifier_task,
     error_rate,
     learning_rate,
     load_classifier,
     train_classifier,
 )
-from reproduction.training.weights import WeightsError, load_weights, save_run
+from reproduction.training.weights import WeightsError, load_weights, run_files, save_run
 
 TRAINING = {"epochs": 2, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}
 SOLVER = {"rtol": 1e-2, "atol": 1e-2}
@@ -279,25 +282,41 @@ def test_fingerprint_depends_on_settings_and_code(tmp_path: Path) -> None:
     code.write_text("from reproduction.training.loop import fit\nx = 1\n")
     assert fingerprint({"a": 1, "b": 2}, code) == fingerprint({"b": 2, "a": 1}, code)
     assert fingerprint({"a": 1}, code) != fingerprint({"a": 2}, code)
-    commented, changed, other = tmp_path / "commented.py", tmp_path / "changed.py", tmp_path / "other.py"
-    commented.write_text("# Why.\nfrom reproduction.training.loop import fit\n\nx = (1)\n")
-    changed.write_text("from reproduction.training.loop import fit\nx = 2\n")
-    other.write_text("from reproduction.claims import decide as fit\nx = 1\n")
-    assert len({fingerprint({}, path) for path in (code, commented)}) == 1
-    assert len({fingerprint({}, path) for path in (code, changed, other)}) == 3
+    first = fingerprint({}, code)
+    code.write_text("# Why.\nfrom reproduction.training.loop import fit\n\nx = (1)\n")
+    assert fingerprint({}, code) == first
+    found = {first}
+    for imported, x in (
+        ("reproduction.training.loop import fit", 2),
+        ("reproduction.claims import decide as fit", 1),
+    ):
+        code.write_text(f"from {imported}\nx = {x}\n")
+        found.add(fingerprint({}, code))
+    assert len(found) == 3
 
 
-def test_fingerprint_depends_on_imported_modules(tmp_path: Path, monkeypatch) -> None:
+def test_fingerprint_depends_on_imported_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, helper = tmp_path / "code.py", tmp_path / "helper.py"
     code.write_text("x = 1\n")
-    found = set()
-    for text in ("y = 1\n", "y = 2\n"):
+    monkeypatch.setattr(meaning, "imported_modules", lambda path: {helper})
+    found = []
+    for text in ("y = 1\n", "y = 2\n", '"""Of another kind."""\ny = 1  # of course\n'):
         helper.write_text(text)
-        monkeypatch.setattr("reproduction.training.checkpoint.imported_modules", lambda path: {helper})
-        _meaning.cache_clear()
-        found.add(fingerprint({}, code))
-    _meaning.cache_clear()
-    assert len(found) == 2
+        found.append(fingerprint({}, code))
+    assert len(set(found)) == 2
+    assert found[0] == found[2]
+
+
+def test_fingerprint_depends_on_how_the_solver_behaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, numerics = tmp_path / "code.py", tmp_path / "numerics.json"
+    code.write_text("x = 1\n")
+    monkeypatch.setattr(meaning, "NUMERICS", numerics)
+    found = []
+    for text in ('{"steps": 7}', '{"steps": 8}', '{ "steps":\n7 }'):
+        numerics.write_text(text)
+        found.append(fingerprint({}, code))
+    assert len(set(found)) == 2
+    assert found[0] == found[2]
 
 
 def test_schedules() -> None:
@@ -362,8 +381,8 @@ def test_a_checkpoint_that_could_not_be_read_is_not_written(tmp_path: Path) -> N
 @pytest.mark.parametrize("schedule", ["one-cycle", "stairs"])
 def test_every_schedule_can_be_resumed(schedule: str, tmp_path: Path) -> None:
     how = (synthetic(), TRAINING | {"schedule": schedule}, SOLVER, "cpu", tmp_path / "run.pt")
-    first = train_classifier("MLP", 0, *how)
-    assert train_classifier("MLP", 0, *how).history == first.history  # the seconds too: nothing was trained
+    _, history = train_classifier("MLP", 0, *how)
+    assert train_classifier("MLP", 0, *how)[1] == history  # the seconds too: nothing was trained
 
 
 # Weights and histories -------------------------------------------------------------------------------------------
@@ -374,7 +393,7 @@ def saved(tmp_path: Path) -> Path:
     """Weights of a small network, with their history."""
     torch.manual_seed(0)
     history = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": math.inf}]
-    save_run(nn.Linear(3, 2), history, tmp_path, "net", {"run": "this one"})
+    save_run(nn.Linear(3, 2), history, tmp_path, "net")
     return tmp_path / "net.safetensors"
 
 
@@ -398,7 +417,7 @@ def test_no_bit_of_the_weights_can_flip_unnoticed(saved: Path) -> None:
 
 
 def test_the_history_is_there_before_the_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that say what run they are of are found by that run, which reads the history then."""
+    """Whoever finds the weights finds what they are of beside them."""
     written = []
     monkeypatch.setattr(
         "reproduction.training.weights.write_atomically", lambda file, content: written.append(file)
@@ -411,7 +430,7 @@ def test_the_history_is_there_before_the_weights(saved: Path, monkeypatch: pytes
 def test_damaged_weights_are_named(damage, saved: Path) -> None:
     content = saved.read_bytes()
     if damage == "no checksum":
-        damage = safetensors.torch.save(safetensors.torch.load(content), {"run": "this one"})
+        damage = safetensors.torch.save(safetensors.torch.load(content), {"run": "another one"})
     saved.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
     with pytest.raises(WeightsError, match=r"net\.safetensors .*git checkout.*train again"):
         load_weights(nn.Linear(3, 2), saved)
@@ -450,17 +469,6 @@ def test_a_history_is_what_was_written(saved: Path) -> None:
     assert read_history(saved.with_suffix(".csv")) == []
 
 
-@pytest.mark.parametrize(("suffix", "left"), [(".safetensors", 0), (".csv", 0), (".csv", 2)])
-def test_a_finished_run_that_is_damaged_is_named_and_not_trained_over(
-    suffix: str, left: int, tmp_path: Path
-) -> None:
-    train_classifier("MLP", 0, synthetic(), TRAINING, SOLVER).save(tmp_path, "MLP-0")
-    file = tmp_path / f"MLP-0{suffix}"
-    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:left]))
-    with pytest.raises(FileError, match=rf"MLP-0{suffix} is damaged"):
-        train_classifier("MLP", 0, synthetic(), TRAINING, SOLVER, finished=tmp_path / "MLP-0.safetensors")
-
-
 def test_a_diverging_run_says_so() -> None:
     task = regression(loss=lambda model, batch: model(batch).mean() * float("nan"))
     with pytest.raises(NonFiniteError, match="regression is nan at step 0: lower the learning rate"):
@@ -470,19 +478,22 @@ def test_a_diverging_run_says_so() -> None:
 @pytest.mark.parametrize("name", ["MLP", "ODE-Net"])
 def test_train_classifier(name: str, tmp_path: Path) -> None:
     data = synthetic()
-    trained = train_classifier(name, 0, data, TRAINING, SOLVER)
-    assert len(trained.history) == 2
-    assert {"loss", "validation_error"} < set(trained.history[0])
+    model, history = train_classifier(name, 0, data, TRAINING, SOLVER)
+    assert len(history) == 2
+    assert {"loss", "validation_error"} < set(history[0])
     solves = name == "ODE-Net"
-    assert (trained.history[0]["nfe_forward"] > 0) == (trained.history[0]["nfe_backward"] > 0) == solves
-    trained.save(tmp_path, "run")
+    assert (history[0]["nfe_forward"] > 0) == (history[0]["nfe_backward"] > 0) == solves
+    files = run_files(model, history)
+    assert set(files) == {".csv", ".safetensors"}
+    save_run(model, history, tmp_path, "run")
+    assert {suffix: (tmp_path / f"run{suffix}").read_bytes() for suffix in files} == files
     loaded = safetensors.torch.load_file(tmp_path / "run.safetensors")
-    assert all(torch.equal(loaded[key], value) for key, value in trained.model.state_dict().items())
-    assert (tmp_path / "run.csv").read_text() == history_csv(trained.history)
-    again = train_classifier(name, 0, data, TRAINING, SOLVER)
-    assert torch.equal(weights(again.model), weights(trained.model))
-    other = train_classifier(name, 1, data, TRAINING, SOLVER)
-    assert not torch.equal(weights(other.model), weights(trained.model))
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+    assert read_history(tmp_path / "run.csv") == history
+    again, _ = train_classifier(name, 0, data, TRAINING, SOLVER)
+    assert torch.equal(weights(again), weights(model))
+    other, _ = train_classifier(name, 1, data, TRAINING, SOLVER)
+    assert not torch.equal(weights(other), weights(model))
 
 
 def test_how_a_classifier_is_trained() -> None:
@@ -498,21 +509,54 @@ def test_how_a_classifier_is_trained() -> None:
     assert task.evaluate(task.model) == pytest.approx({"validation_error": 100 * wrong})
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch) -> None:
-    data = synthetic()
-    trained = train_classifier("MLP", 0, data, TRAINING, SOLVER)
-    trained.save(tmp_path, "MLP-0")
-    finished = tmp_path / "MLP-0.safetensors"
-    changed = train_classifier("MLP", 0, data, TRAINING | {"peak_lr": 0.01}, SOLVER, finished=finished)
-    assert not torch.equal(weights(changed.model), weights(trained.model))
-    assert changed.run != trained.run
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The run MLP-0 of notebook 04 on a few images, as a result that is kept."""
+    monkeypatch.setattr("reproduction.training.mnist.load_splits", lambda data, sizes: synthetic())
+    sizes = {"train_size": 32, "validation_size": 20}
 
+    def train(**changes) -> Run:
+        store = Store([tmp_path / "results"], tmp_path / "results", tmp_path / "checkpoints", "compute it")
+        point = {"network": "MLP", "seed": 0, "training": TRAINING | changes, "solver": SOLVER, **sizes}
+        how = {"data": tmp_path, "device": "cpu", "checkpoints": store.checkpoints}
+        return store.obtain(classifier_run, {"MLP-0": point}, label="networks", **how)["MLP-0"]
+
+    return train
+
+
+def test_a_finished_run_is_not_trained_again(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(run: Run) -> nn.Module:
+        model = mnist_net("MLP").train()
+        run.load(model)
+        assert not model.training
+        return model
+
+    first = train()
+    history, kept = read_history(first.file(".csv")), weights(loaded(first))
+    with monkeypatch.context() as patch:
+        patch.setattr("reproduction.training.mnist.fit", lambda *arguments: pytest.fail("trained again"))
+        again = train()
+    assert again == first
+    assert read_history(again.file(".csv")) == history
+    assert torch.equal(weights(loaded(again)), kept)
+
+    changed = train(peak_lr=0.01)
+    assert changed.record["settings"]["training"]["peak_lr"] == 0.01
+    assert not torch.equal(weights(loaded(changed)), kept)
+
+
+@pytest.mark.parametrize(("suffix", "left"), [(".safetensors", 0), (".csv", 0), (".csv", 2)])
+def test_a_finished_run_that_is_damaged_is_named_and_not_trained_over(
+    suffix: str, left: int, train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = train().file(suffix)
+    damaged = b"".join(file.read_bytes().splitlines(keepends=True)[:left])
+    file.write_bytes(damaged)
     monkeypatch.setattr("reproduction.training.mnist.fit", lambda *arguments: pytest.fail("trained again"))
-    again = train_classifier("MLP", 0, data, TRAINING, SOLVER, finished=finished)
-    assert torch.equal(weights(again.model), weights(trained.model))
-    assert history_csv(again.history) == history_csv(trained.history)
-    assert again.run == trained.run
-    assert not again.model.training
+    run = train()
+    with pytest.raises(FileError, match=rf"MLP-0{suffix} is damaged .*: restore it with `git checkout"):
+        run.load(mnist_net("MLP")) if suffix == ".safetensors" else run.table()
+    assert file.read_bytes() == damaged
 
 
 def test_costs_of_a_training_step() -> None:
@@ -552,8 +596,8 @@ SCRIPT = """
 
     loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     training = {{"epochs": 4, "batch_size": 8, "peak_lr": 0.05, "schedule": "one-cycle", "max_shift": 1}}
-    trained = train_classifier("ODE-Net", 0, synthetic(), training, SOLVER, checkpoint=Path({checkpoint!r}))
-    torch.save(weights(trained.model), {result!r})
+    model, _ = train_classifier("ODE-Net", 0, synthetic(), training, SOLVER, checkpoint=Path({checkpoint!r}))
+    torch.save(weights(model), {result!r})
 """
 
 

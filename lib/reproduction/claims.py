@@ -67,8 +67,8 @@ class Claim:
     rule: str
     holds_if: Mapping[str, Any]
     scale: str
+    notebook: str
     paper: str = "–"
-    notebook: str | None = None
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -85,7 +85,7 @@ FILE = Path(__file__).with_name("claims.yaml")
 
 @cache
 def load_claims(file: Path = FILE) -> dict[str, Claim]:
-    """All claims by their id, `group.name`, in the order of `claims.yaml`.
+    """All claims by their id, in the order of `claims.yaml`, where they stand below their notebooks.
 
     Raises:
         FileError: the file is damaged, or a claim lacks a field, has an unknown one, or has a value that it cannot
@@ -93,13 +93,12 @@ def load_claims(file: Path = FILE) -> dict[str, Claim]:
     """
     remedy = "the first lines of claims.yaml explain the fields"
     found = {}
-    for group, claims in read_yaml(file, remedy).items():
+    for notebook, claims in read_yaml(file, remedy).items():
         if not isinstance(claims, dict):
-            raise FileError(f"{file}: {group} must hold claims by their names, got {claims!r}: {remedy}")
-        for name, fields in claims.items():
-            id = f"{group}.{name}"
+            raise FileError(f"{file}: {notebook} must hold claims by their names, got {claims!r}: {remedy}")
+        for id, fields in claims.items():
             try:
-                found[id] = Claim(id=id, **fields)
+                found[id] = Claim(id=id, notebook=notebook, **fields)
             except (TypeError, InvalidArgumentError) as error:
                 raise FileError(f"{file}: {id}: {error}: {remedy}") from error
     return found

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,15 +25,13 @@ import torch
 
 from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError, NeuralODEWarning, needs
 from reproduction.files import write_atomically
+from reproduction.progress import tqdm
 from reproduction.training.checkpoint import fingerprint, pack, unpack
 
 if TYPE_CHECKING:
     from distributed import Client
 
-with needs("notebooks"):
-    from tqdm import tqdm
-
-__all__ = ["SCHEDULER_VARIABLE", "Point", "SweepError", "grid", "sweep"]
+__all__ = ["SCHEDULER_VARIABLE", "Point", "SweepError", "function_file", "grid", "sweep"]
 
 R = TypeVar("R")
 
@@ -107,6 +106,7 @@ def sweep(
     results: dict[str, R] = {}
     failures: list[tuple[Point, Exception]] = []
     total = len(waiting)
+    started = time.monotonic()
     with tqdm(total=total, desc=label, unit="point", dynamic_ncols=True) as bar:
         for outcome in _outcomes(function, waiting, folder, workers):
             point = waiting[outcome.key]
@@ -117,6 +117,8 @@ def sweep(
                 if received is not None:
                     received(point, outcome.value)
             bar.update()
+        if bar.disable and not getattr(_INSIDE, "a_point", False):  # in a log, a line instead of the bar
+            print(f"{label}: {len(results)} of {total} in {time.monotonic() - started:.0f} s", flush=True)
     if failures:
         point, error = failures[0]
         raise SweepError(
@@ -209,9 +211,17 @@ def _compute(function: Callable[..., R], point: Point, key: str, folder: Path) -
 
 
 def _key(function: Callable[..., Any], point: Point) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    function = inspect.unwrap(function)  # the code that counts is not that of a decorator
+    code = function_file(function)
+    return fingerprint({"function": _unwrapped(function).__qualname__, "point": _text(point)}, code)
+
+
+def function_file(function: Callable[..., Any]) -> Path:
+    """The module that identifies what a function does.
+
+    Raises:
+        InvalidArgumentError: it is a method, a lambda, or of no file.
+    """
+    function = _unwrapped(function)
     name = getattr(function, "__qualname__", repr(function))
     # A method would depend on an object that does not identify the result.
     if not inspect.isfunction(function) or "." in name or "<" in name:
@@ -219,7 +229,14 @@ def _key(function: Callable[..., Any], point: Point) -> str:
     code = Path(inspect.getfile(function))
     if not code.is_file():
         raise InvalidArgumentError(f"a sweep needs a function from a file, {name} is from {code}")
-    return fingerprint({"function": name, "point": _text(point)}, code)
+    return code
+
+
+def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(function, partial):
+        function = function.func
+    plain: Callable[..., Any] = inspect.unwrap(function)  # the code that counts is not that of a decorator
+    return plain
 
 
 def _text(point: Point) -> str:

@@ -1,10 +1,10 @@
 """Where a notebook reads and writes.
 
-Results belong to a profile (`quick`, `paper`) and lie under `figures/<profile>/` and `runs/<profile>/` of an
-output root. The pipeline sets the root through the environment variable `NEURAL_ODE_OUTPUT`; a relative one starts
-from the folder where the process began. Without it, or if it is empty, the root is `scratch/`, so that a notebook
-run by hand never changes what the pipeline made. What an earlier notebook wrote is looked for in the output root
-first and in the project after that.
+Results belong to a profile (`quick`, `paper`). What was computed lies under `results/<profile>/<notebook>/`, what
+was drawn from it under `figures/<profile>/<notebook>/`. The pipeline says by the environment variable
+`NEURAL_ODE_OUTPUT` in which folder both are written; a relative one starts from the folder where the process began.
+Without it, or if it is empty, it is `scratch/`, so that a notebook run by hand never changes what the pipeline
+made: it draws what the pipeline has computed, if that fits its parameters, and computes anew what does not.
 """
 
 import json
@@ -12,17 +12,19 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError
+from neural_ode.errors import InvalidArgumentError, NeuralODEError
 from reproduction.files import read_json, write_atomically
+from reproduction.results import MissingResultError, Store
 
 __all__ = [
+    "DRAW_VARIABLE",
     "OUTPUT_VARIABLE",
-    "MissingResultError",
     "Workspace",
     "checked_profile",
     "choose_device",
@@ -31,16 +33,15 @@ __all__ = [
 
 OUTPUT_VARIABLE = "NEURAL_ODE_OUTPUT"
 
+DRAW_VARIABLE = "NEURAL_ODE_DRAW"
+"""If it is set and not empty, a notebook may only draw what was computed before."""
+
 _STARTED_IN = Path.cwd()
 """What a relative `NEURAL_ODE_OUTPUT` starts from: where the process began, not where a later `chdir` led."""
 
 
-class MissingResultError(FileError, FileNotFoundError):
-    """A result that an earlier notebook makes is not there yet."""
-
-
 def checked_profile(profile: str) -> str:
-    """The profile, which names a file in `params/` and folders in `figures/` and `runs/`.
+    """The profile, which names a file in `params/` and folders in `figures/` and `results/`.
 
     Raises:
         InvalidArgumentError: it could lead out of them, or is empty.
@@ -110,28 +111,36 @@ class Workspace:
         chosen = os.environ.get(OUTPUT_VARIABLE)  # an empty one counts as none
         return cls(notebook, profile, root, _STARTED_IN / chosen if chosen else root / "scratch")
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder for checkpoints. The pipeline keeps it until the notebook has succeeded."""
-        return self.output / "checkpoints" / self.profile / self.notebook
+    @cached_property
+    def store(self) -> Store:
+        """The results of this notebook: those of the pipeline, and those computed by hand."""
+        folders = list(dict.fromkeys(base / self._results(self.notebook) for base in (self.root, self.output)))
+        return Store(
+            folders,
+            None if os.environ.get(DRAW_VARIABLE) else folders[-1],
+            self.output / "checkpoints" / self.profile / self.notebook,
+            self._way_to(self.notebook),
+        )
 
-    @property
-    def runs(self) -> Path:
-        """Folder for trained weights and training histories."""
-        return self.output / "runs" / self.profile / self.notebook
+    def result(self, notebook: str, file: str) -> Path:
+        """A file that another notebook has computed in this profile: by hand, or else in the pipeline.
 
-    def figure(self, name: str = "") -> Path:
-        """Path of a figure without its suffix: `figures/<profile>/<notebook>[_<name>]`."""
-        stem = f"{self.notebook}_{name}" if name else self.notebook
-        return self.output / "figures" / self.profile / stem
+        Raises:
+            MissingResultError: it has not.
+        """
+        return self._find(notebook, self._results(notebook) / file)
+
+    def figure(self, name: str) -> Path:
+        """Path of a figure without its suffix: `figures/<profile>/<notebook>/<name>`."""
+        return self.output / self._figures(self.notebook) / name
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Write the few numbers that `dvc metrics` shows: `figures/<profile>/<notebook>.json`."""
-        _write_json(self.figure().with_suffix(".json"), metrics)
+        """Write the few numbers that `dvc metrics` shows: `metrics.json` beside the figures."""
+        _write_json(self.figure("metrics.json"), metrics)
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
-        """Write the measurements that decide claims: `figures/<profile>/<notebook>.claims.json`."""
-        _write_json(self.figure().with_suffix(".claims.json"), claims)
+        """Write the measurements that decide claims: `claims.json` beside the figures."""
+        _write_json(self.figure("claims.json"), claims)
 
     def read_claims(self, notebook: str) -> dict[str, Any]:
         """What `notebook` measured in this profile, by claim.
@@ -140,16 +149,14 @@ class Workspace:
             MissingResultError: it has not run yet.
             FileError: the file is damaged.
         """
-        file = self._find(notebook, Path("figures", self.profile, f"{notebook}.claims.json"))
+        file = self._find(notebook, self._figures(notebook) / "claims.json")
         return read_json(file, f"delete it and {self._way_to(notebook)}")
 
-    def trained(self, notebook: str, file: str) -> Path:
-        """A file that `notebook` wrote to its `runs` in this profile.
+    def _results(self, notebook: str) -> Path:
+        return Path("results", self.profile, notebook)
 
-        Raises:
-            MissingResultError: it has not run yet.
-        """
-        return self._find(notebook, Path("runs", self.profile, notebook, file))
+    def _figures(self, notebook: str) -> Path:
+        return Path("figures", self.profile, notebook)
 
     def _find(self, notebook: str, relative: Path) -> Path:
         for base in (self.output, self.root):
@@ -161,8 +168,7 @@ class Workspace:
 
     def _way_to(self, notebook: str) -> str:
         """How to make the results of a notebook, in words."""
-        stage = notebook.split("_", 1)[-1]
-        return f"make it with `dvc repro {stage}@{self.profile}` or run notebooks/{notebook}.ipynb"
+        return f"make it with `dvc repro notebook@{self.profile}-{notebook}` or run notebooks/{notebook}.ipynb"
 
 
 def _write_json(target: Path, content: Mapping[str, Any]) -> None:

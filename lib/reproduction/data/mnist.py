@@ -6,6 +6,7 @@ Yann LeCun, Corinna Cortes and Christopher J. C. Burges; licence CC BY-SA 3.0 (`
 import gzip
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from neural_ode.errors import FileError, InvalidArgumentError, needs
 from reproduction.files import write_atomically
 
-__all__ = ["DataError", "Mnist", "ShuffledBatches", "Split", "load_mnist"]
+__all__ = ["DataError", "Mnist", "ShuffledBatches", "Split", "load_mnist", "load_splits"]
 
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -99,6 +100,11 @@ def load_mnist(folder: str | Path) -> Mnist:
         Split(images[-VALIDATION:], labels[-VALIDATION:]),
         Split(test.data[:, None], test.targets),
     )
+
+
+def load_splits(folder: str | Path, sizes: Sequence[int | None]) -> Mnist:
+    """`load_mnist` with as many examples of each split as `sizes` says, all for `None`."""
+    return Mnist(*(split.take(size) for split, size in zip(load_mnist(folder), sizes, strict=True)))
 
 
 def _unpacked(folder: Path, raw: Path, name: str) -> bool:

@@ -14,9 +14,9 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from neural_ode.errors import InvalidArgumentError, UnknownNameError
+from neural_ode.errors import InvalidArgumentError, UnknownNameError, needs
 
-__all__ = ["POINT_SETS", "points", "points_of_picture"]
+__all__ = ["POINT_SETS", "picture_of_letters", "points", "points_of_picture"]
 
 Array = NDArray[Any]
 
@@ -68,6 +68,16 @@ def points_of_picture(picture: ArrayLike, n: int, seed: int | Sequence[int]) -> 
     place = np.stack([column, dark.shape[0] - 1 - row], 1) + random.random((n, 2))
     centred = (place - np.array(dark.shape[::-1]) / 2) * 8 / max(dark.shape)
     return torch.from_numpy(centred).float()
+
+
+def picture_of_letters(letters: str) -> Array:
+    """Brightness of a few letters, white on black, shape (120, 120), uint8."""
+    with needs("notebooks"):
+        from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.new("L", (120, 120))
+    ImageDraw.Draw(canvas).text((60, 60), letters, fill=255, font=ImageFont.load_default(60), anchor="mm")
+    return np.asarray(canvas)
 
 
 def _check_number(n: int) -> None:

@@ -1,7 +1,6 @@
-"""Depth in layers and depth as time: Figure 1 of Chen et al. (2018), on data of one dimension."""
+"""Notebook 01: depth in layers and depth as time, on data of one dimension (Figure 1 of Chen et al. 2018)."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,115 +8,86 @@ from torch import Tensor, nn
 
 from neural_ode import solve
 from neural_ode.errors import needs
+from reproduction.models.depth import DEPTH, DEPTH_NETWORKS, Flow, Layers
+from reproduction.results import Run, csv_bytes
+from reproduction.training.depth import depth_run, inputs, root_mean_square
+from reproduction.workspace import Workspace, choose_device
 
 with needs("notebooks"):
-    from tqdm import tqdm
+    import pandas as pd
 
-__all__ = [
-    "DEPTH",
-    "Evaluation",
-    "Flow",
-    "Layers",
-    "euler_errors",
-    "inputs",
-    "root_mean_square",
-    "stairs",
-    "trace",
-    "train",
-]
-
-DEPTH = 5
-"""Layers of the residual network, and the time span of the ODE, as in the figure."""
-
-WIDTH = 32
+__all__ = ["DEPTH", "Evaluation", "Results", "euler_errors", "results", "trace"]
 
 
-def inputs(n: int) -> Tensor:
-    """`n` evenly spaced numbers from -4 to 4, float64, shape (n, 1)."""
-    return torch.linspace(-4, 4, n, dtype=torch.float64)[:, None]
+class Results(NamedTuple):
+    """What notebook 01 shows.
+
+    Attributes:
+        layers: the residual network that was trained to be a staircase.
+        flow: the ODE network.
+        errors: root mean square error of both on the staircase, by name.
+        reflections: of both after a training to change the sign, over that of the best increasing function.
+        distances: `steps` of Euler's method and `distance` to the ODE; see `euler_errors`.
+    """
+
+    layers: Layers
+    flow: Flow
+    errors: dict[str, float]
+    reflections: dict[str, float]
+    distances: pd.DataFrame
 
 
-def stairs(x: Tensor) -> Tensor:
-    """A smooth staircase: increasing, and flat around -4, 0 and 4."""
-    return x - 0.9 * (2 / math.pi) * torch.sin(math.pi * x / 2)
+def results(work: Workspace, *, iterations: int, steps: Sequence[int], device: str) -> Results:
+    """Train both networks to both ends, and measure how Euler steps become the ODE; what is there is read.
+
+    Args:
+        work: of the notebook.
+        iterations: of each training.
+        steps: numbers of Euler steps.
+        device: where to compute.
+    """
+    where = choose_device(device)
+    points = {}
+    for name in DEPTH_NETWORKS:
+        file = name.replace(" ", "-")
+        points[file] = {"network": name, "target": "stairs", "iterations": iterations}
+        points[f"reflection/{file}"] = {"network": name, "target": "reflection", "iterations": iterations}
+    trained = work.store.obtain(depth_run, points, label="networks", device=where)
+    layers, flow = Layers(), Flow()
+    trained["ResNet"].load(layers)
+    trained["ODE-network"].load(flow)
+
+    weights = trained["ODE-network"].identity(".safetensors")
+    (distances,) = work.store.obtain(
+        _distances,
+        {"distances": {"weights": weights, "steps": list(steps)}},
+        label="Euler steps",
+        run=trained["ODE-network"],
+        device=where,
+    ).values()
+    best = root_mean_square(inputs(64))
+    return Results(
+        layers.to(where),
+        flow.to(where),
+        {name: _error(trained[name.replace(" ", "-")]) for name in DEPTH_NETWORKS},
+        {name: _error(trained[f"reflection/{name.replace(' ', '-')}"]) / best for name in DEPTH_NETWORKS},
+        distances.table(),
+    )
 
 
-def _function(arguments: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(arguments, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)).double()
+def _error(run: Run) -> float:
+    return float(run.table()["error"].iloc[-1])
 
 
-class Layers(nn.Module):
-    """A residual network of one number: `h_{t+1} = h_t + f(h_t, θ_t)`, equation 1 of the paper."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.f = nn.ModuleList(_function(1) for _ in range(DEPTH))
-
-    def states(self, h: Tensor) -> Tensor:
-        """The input, shape (n, 1), and the state after every layer: shape (layers + 1, n, 1)."""
-        found = [h]
-        for layer in self.f:
-            found.append(found[-1] + layer(found[-1]))
-        return torch.stack(found)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Shape (n, 1) in and out."""
-        return self.states(h)[-1]
-
-    def field(self, t: Tensor, h: Tensor) -> Tensor:
-        """What the layer that starts at or before `t`, shape (), adds to `h`, shape (n, 1)."""
-        change: Tensor = self.f[min(int(t), DEPTH - 1)](h)
-        return change
-
-
-class Flow(nn.Module):
-    """An ODE network of one number: `dh/dt = f(h, t, θ)` from 0 to 5, equation 2 of the paper."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.f = _function(2)
-
-    def field(self, t: Tensor, h: Tensor) -> Tensor:
-        """`t` of shape (), `h` of shape (n, 1), and so the result."""
-        change: Tensor = self.f(torch.cat([h, t.to(h).expand_as(h)], 1))
-        return change
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Shape (n, 1) in and out."""
-        return self.states(h, (0.0, float(DEPTH)))[-1]
-
-    def states(self, h: Tensor, times: Sequence[float], **how: Any) -> Tensor:
-        """The states at `times`, shape (len(times), n, 1)."""
-        y = solve(self.field, h, times, **{"rtol": 1e-5, "atol": 1e-5, **how}).y
-        assert isinstance(y, Tensor)
-        return y
+def _distances(*, weights: str, steps: Sequence[int], run: Run, device: torch.device) -> dict[str, bytes]:
+    flow = Flow()
+    run.load(flow)
+    rows = zip(steps, euler_errors(flow.to(device), steps), strict=True)
+    return {".csv": csv_bytes([{"steps": n, "distance": distance} for n, distance in rows])}
 
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def train(model: nn.Module, target: Callable[[Tensor], Tensor], iterations: int, label: str) -> float:
-    """Fit `target` on 64 inputs by least squares, with Adam and a one-cycle learning rate.
-
-    Returns:
-        The root mean square of the residuals.
-    """
-    x = inputs(64).to(_device(model))
-    optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=iterations)
-    for _ in tqdm(range(iterations), desc=label, unit="step"):
-        optimizer.zero_grad()
-        torch.autograd.backward((model(x) - target(x)).square().mean())
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        return root_mean_square(model(x) - target(x))
-
-
-def root_mean_square(x: Tensor) -> float:
-    """Of all entries, in their unit."""
-    return float(x.square().mean().sqrt())
 
 
 class Evaluation(NamedTuple):

@@ -2,42 +2,26 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from neural_ode import solve
-from neural_ode.nn import ContinuousFlow, draw_base
-from reproduction.data.densities import Target
+from neural_ode.nn import ContinuousFlow
+from reproduction.measure.reversal import solved
 from reproduction.models.flows import GatedUnits, HamiltonianDynamics, PlanarDynamics, PlanarFlow
 
 __all__ = [
-    "Flow",
     "cost_both_ways",
     "density_grid",
-    "divergence",
     "exact_log_det",
     "jacobian_log_det",
     "partial_planar",
-    "reversal_error",
     "theorem_errors",
     "transported_density",
     "untrained_flows",
     "width_times",
 ]
-
-
-class Flow(Protocol):
-    """A continuous or a planar flow."""
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density, in nats."""
-        ...
-
-    def push_forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Points from the base distribution, and the log-density there."""
-        ...
 
 
 # Theorem 1 -------------------------------------------------------------------------------------------------------
@@ -100,7 +84,7 @@ def jacobian_log_det(flow: ContinuousFlow, z: Tensor, tolerance: float) -> Tenso
         tolerance: of the solve.
     """
     start = z.clone().requires_grad_()
-    with _solved(flow, rtol=tolerance, atol=tolerance):
+    with solved(flow, rtol=tolerance, atol=tolerance):
         end = flow.transport(start).z[-1]
     rows = [torch.autograd.grad(end[:, i].sum(), start, retain_graph=True)[0] for i in range(flow.dim)]
     log_det: Tensor = torch.linalg.slogdet(torch.stack(rows, 1)).logabsdet
@@ -112,22 +96,9 @@ def theorem_errors(flow: ContinuousFlow, z: Tensor, tolerances: Sequence[float])
     exact = exact_log_det(flow, z)
     errors = []
     for tolerance in tolerances:
-        with torch.no_grad(), _solved(flow, rtol=tolerance, atol=tolerance):
+        with torch.no_grad(), solved(flow, rtol=tolerance, atol=tolerance):
             errors.append(float((flow.transport(z).change[-1] + exact).abs().max()))
     return errors
-
-
-class _solved:  # noqa: N801 (used like a function)
-    """The flow solved in another way for the time of a block."""
-
-    def __init__(self, flow: ContinuousFlow, **how: Any):
-        self.flow, self.how, self.before = flow, how, flow.how
-
-    def __enter__(self) -> None:
-        self.flow.how = {**self.before, **self.how}
-
-    def __exit__(self, *_: object) -> None:
-        self.flow.how = self.before
 
 
 def cost_both_ways(flow: ContinuousFlow, x: Tensor, repeats: int) -> dict[str, dict[str, float]]:
@@ -145,7 +116,7 @@ def cost_both_ways(flow: ContinuousFlow, x: Tensor, repeats: int) -> dict[str, d
         "sampling": lambda: flow.sample(len(x)),
     }
     cost = {}
-    with torch.no_grad(), _solved(flow, compile=False):
+    with torch.no_grad(), solved(flow, compile=False):
         for name, work in works.items():
             seconds = _shortest(work, repeats)
             cost[name] = {"nfe": float(flow.stats.nfe), "seconds": seconds}
@@ -217,14 +188,6 @@ def density_grid(log_prob: Callable[[Tensor], Tensor], window: float, pixels: in
     return found.exp().reshape(pixels, pixels)
 
 
-@torch.no_grad()
-def divergence(flow: Flow, target: Target, n: int, seed: int = 12345) -> float:
-    """KL(q‖p) in nats, estimated with `n` points of the flow, made from the same base points for every flow."""
-    generator = torch.Generator().manual_seed(seed)
-    x, log_prob = flow.push_forward(draw_base(n, torch.zeros(()), 2, generator))
-    return float((log_prob - target.log_prob(x)).mean())
-
-
 def transported_density(flow: ContinuousFlow, share: float) -> Callable[[Tensor], Tensor]:
     """The log-density of the flow after a share of its time, as a function of points, shape (n, dim) to (n,)."""
     t0, t1 = flow.span
@@ -241,18 +204,3 @@ def partial_planar(flow: PlanarFlow, share: float) -> PlanarFlow:
         for name in ("w", "u", "b"):
             getattr(part, name).copy_(getattr(flow, name)[chosen])
     return part
-
-
-@torch.no_grad()
-def reversal_error(flow: ContinuousFlow, z: Tensor, tolerance: float) -> float:
-    """`‖z0 - ẑ0‖ / ‖z0‖`, with `ẑ0` from solving from base to data and back.
-
-    Args:
-        flow: in the dtype of `z`.
-        z: points of the base distribution, shape (n, dim).
-        tolerance: of both solves.
-    """
-    with _solved(flow, rtol=tolerance, atol=tolerance, compile=False):
-        there = flow.transport(z).z[-1]
-        back = flow.transport(there, flow.span[::-1]).z[-1]
-    return float((back - z).norm() / z.norm())

@@ -4,10 +4,11 @@
 
 The batch is that of the profile, shared by the processes. With error control each of them takes the steps that its
 share needs, so this is another run than the notebook's; its weights and history go to
-`scratch/runs/<profile>/04_mnist_distributed/`.
+`scratch/results/<profile>/04_mnist_distributed/`.
 """
 
 import argparse
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,13 +17,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from reproduction.data.mnist import Mnist
+from reproduction.data.mnist import Mnist, load_splits
+from reproduction.experiments.mnist import NOTEBOOK, recipe
 from reproduction.models.mnist import MNIST_MODELS
 from reproduction.pipeline.command import exit_status
-from reproduction.pipeline.mnist import NOTEBOOK, load_splits, notebook_parameters, settings
+from reproduction.pipeline.parameters import notebook_parameters
 from reproduction.training.distributed import fit_together, processes
-from reproduction.training.mnist import TrainedClassifier, classifier_task, error_rate
+from reproduction.training.loop import Row
+from reproduction.training.mnist import classifier_task, error_rate
+from reproduction.training.weights import save_run
 from reproduction.workspace import Workspace, choose_device
 
 __all__ = ["main", "train_together"]
@@ -36,7 +41,7 @@ def train_together(
     solver: Mapping[str, Any],
     device: torch.device,
     checkpoint: Path | None = None,
-) -> TrainedClassifier:
+) -> tuple[nn.Module, list[Row]]:
     """`train_classifier` by all processes; `device` is this one's."""
     task, count = classifier_task(name, seed, data, training, solver, device), dist.get_world_size()
     task = replace(
@@ -45,7 +50,7 @@ def train_together(
         code=Path(__file__),
         label=f"{task.label}, {count} processes",
     )
-    return TrainedClassifier(task.model, fit_together(task, checkpoint), task.run)
+    return task.model, fit_together(task, checkpoint)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,19 +63,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         place = Workspace.open(f"{NOTEBOOK}_distributed", options.profile)
-        how = settings(notebook_parameters(place.root, options.profile))
-        data = load_splits(place.root, how["sizes"])
-        run = f"{options.network.replace(' ', '-')}-{options.seed}"
-        checkpoint = place.checkpoints / f"{run}.pt"
-        with processes(choose_device(how["device"])) as device:
-            trained = train_together(
+        given = notebook_parameters(place.root, NOTEBOOK, options.profile)
+        how = recipe(**{name: given[name] for name in inspect.signature(recipe).parameters})
+        sizes = [given[f"{split}_size"] for split in Mnist._fields]
+        data = load_splits(place.root / "data" / "mnist", sizes)
+        run, target = f"{options.network.replace(' ', '-')}-{options.seed}", place.store.target
+        assert target is not None
+        checkpoint = place.store.checkpoints / f"{run}.pt"
+        with processes(choose_device(given["device"])) as device:
+            model, history = train_together(
                 options.network, options.seed, data, how["training"], how["solver"], device, checkpoint
             )
             if dist.get_rank() == 0:
-                trained.save(place.runs, run)
-                print(
-                    f"test error {error_rate(trained.model, data.test):.2f} %, wrote {place.runs / run}.safetensors"
-                )
+                save_run(model, history, target, run)
+                print(f"test error {error_rate(model, data.test):.2f} %, wrote {target / run}.safetensors")
 
     return exit_status(work)
 

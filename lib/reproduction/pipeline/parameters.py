@@ -19,6 +19,7 @@ __all__ = [
     "ParameterError",
     "check_parameters",
     "declared_parameters",
+    "notebook_parameters",
     "parameter_file",
     "read_parameters",
 ]
@@ -45,7 +46,7 @@ def declared_parameters(notebook: Path) -> dict[str, Declared]:
         ParameterError: there is no such cell, or a statement in it is not `name: type = literal`.
         FileError: the notebook is missing or damaged.
     """
-    for cell in read_notebook(notebook, "copies in .nbsrc are made by `dvc repro sources`").cells:
+    for cell in read_notebook(notebook, "copies in .identity are made by `dvc repro identity`").cells:
         if "parameters" in cell.metadata.get("tags", []):
             try:
                 return dict(map(_declaration, ast.parse(cell.source).body))
@@ -90,6 +91,19 @@ def read_parameters(file: Path, section: str) -> dict[str, Any]:
     if not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
         raise ParameterError(f"{file}: section {section!r} must hold lines `name: value`, got {found!r}")
     return found
+
+
+def notebook_parameters(root: Path, notebook: str, profile: str) -> dict[str, Any]:
+    """What `params/<profile>.yaml` says for a notebook, and the defaults of what it leaves out.
+
+    Raises:
+        ParameterError: there is no such profile, or a parameter is unknown or ill-typed.
+        FileError: a file is missing or damaged.
+    """
+    given = read_parameters(parameter_file(root, profile), notebook)
+    declared = declared_parameters(root / "notebooks" / f"{notebook}.ipynb")
+    check_parameters(given, declared, f"params/{profile}.yaml, section {notebook}")
+    return {name: one.default for name, one in declared.items() if name != "profile"} | given
 
 
 def check_parameters(given: Mapping[str, Any], declared: Mapping[str, Declared], where: str) -> None:

@@ -44,7 +44,7 @@ def main() -> int:
 def _refresh() -> None:
     root = project_root()
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        executed = root / "figures" / "quick" / path.name
+        executed = root / "figures" / "quick" / path.stem / path.name
         ran = read_notebook(executed, "make it with `make figures`")
         notebook = refreshed(read_notebook(path, f"restore it with `git checkout -- {path}`"), ran)
         write_atomically(path, nbformat.writes(notebook) + "\n")

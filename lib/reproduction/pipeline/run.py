@@ -1,11 +1,12 @@
 """Run one notebook of the pipeline, headless.
 
-    python -m reproduction.pipeline.run .nbsrc/04_mnist.ipynb --profile quick
+    python -m reproduction.pipeline.run .identity/04_mnist.ipynb --profile quick
 
-The parameters are the section of `params/<profile>.yaml` named like the notebook without its number. Results
-appear in the project all at once, when the last cell has succeeded: until then, and if a cell fails or a result
-cannot be stored, the ones of the previous run stay. A failed notebook is kept, as far as it came, under
-`figures/<profile>/*.failed.ipynb`. A notebook runs once at a time in each profile.
+It draws what `reproduction.pipeline.compute` has computed, and decides the claims. The parameters are the section
+of `params/<profile>.yaml` with the notebook's name. Figures, numbers and the executed notebook appear in
+`figures/<profile>/<notebook>/` all at once, when the last cell has succeeded: until then, and if a cell fails or a
+file cannot be stored, the ones of the previous run stay. A failed notebook is kept, as far as it came, as
+`figures/<profile>/<notebook>.failed.ipynb`. A notebook runs once at a time in each profile.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from reproduction.pipeline.parameters import (
     parameter_file,
     read_parameters,
 )
-from reproduction.workspace import OUTPUT_VARIABLE, checked_profile, project_root
+from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE, checked_profile, project_root
 
 with needs("notebooks"):
     import nbformat
@@ -43,7 +44,7 @@ class NotebookFailedError(NeuralODEError):
 
 
 def staging(root: Path, profile: str, notebook: str) -> Path:
-    """Where the results of a notebook lie until it has succeeded, and its checkpoints."""
+    """Where a run keeps what is not finished: the figures of a notebook until it has succeeded."""
     return root / ".staging" / checked_profile(profile) / notebook
 
 
@@ -58,7 +59,7 @@ def one_run(root: Path, profile: str, notebook: str) -> AbstractContextManager[N
 
 
 def run_notebook(source: Path, profile: str) -> Path:
-    """Run `source` with the parameters of `profile` and publish its results.
+    """Run `source` with the parameters of `profile` and publish what it draws.
 
     Returns:
         The executed notebook.
@@ -74,25 +75,22 @@ def run_notebook(source: Path, profile: str) -> Path:
     root = project_root()
     name = source.stem
     file = parameter_file(root, profile)
-    section = name.split("_", 1)[-1]
-    parameters = read_parameters(file, section) | {"profile": profile}
+    parameters = read_parameters(file, name) | {"profile": profile}
     declared = declared_parameters(source)
-    check_parameters(parameters, declared, f"{file.relative_to(root)}, section {section}")
+    check_parameters(parameters, declared, f"{file.relative_to(root)}, section {name}")
     # A notebook that runs with its defaults runs as it stands, without a cell that repeats them.
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
 
     with one_run(root, profile, name):
-        # What a killed run left is of no use, but for its checkpoints: training resumes from them.
         stage = staging(root, profile, name)
-        executed = stage / "figures" / profile / f"{name}.ipynb"
+        executed = stage / "figures" / profile / name / f"{name}.ipynb"
         try:
-            for part in ("figures", "runs"):
-                if (stage / part).exists():
-                    shutil.rmtree(stage / part)
+            if stage.exists():  # what a killed run left is of no use
+                shutil.rmtree(stage)
             executed.parent.mkdir(parents=True)
         except OSError as error:
             raise FileError(f"{stage} cannot be emptied: {error}: remove it and run again") from error
-        os.environ[OUTPUT_VARIABLE] = str(stage)
+        os.environ |= {OUTPUT_VARIABLE: str(stage), DRAW_VARIABLE: "1"}
         kept = root / "figures" / profile / f"{name}.failed.ipynb"
         try:
             _execute(source, executed, changed, root)
@@ -152,27 +150,21 @@ def _cleaned(executed: Path) -> nbformat.NotebookNode:
 
 
 def publish(stage: Path, root: Path, name: str, profile: str) -> None:
-    """Copy the results of notebook `name` to where they belong, and remove what this run no longer made.
+    """Copy what notebook `name` has drawn to where it belongs, and remove what this run no longer made.
 
     Raises:
         FileError: that failed; the results of the previous run are as they were.
     """
-    made = [path for part in ("figures", "runs") for path in (stage / part).rglob("*") if path.is_file()]
-    targets = {root / path.relative_to(stage): path for path in sorted(made)}
-    old = [
-        *(root / "figures" / profile).glob(f"{name}*"),
-        *(root / "runs" / profile / name).rglob("*"),
-    ]
-    outdated = [
-        path for path in old if path.is_file() and path not in targets and not path.name.endswith(".failed.ipynb")
-    ]
-    publish_files(targets, outdated)
+    made = sorted(path for path in (stage / "figures" / profile / name).rglob("*") if path.is_file())
+    targets = {root / path.relative_to(stage): path for path in made}
+    old = sorted((root / "figures" / profile / name).rglob("*"))
+    publish_files(targets, [path for path in old if path.is_file() and path not in targets])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the notebook that the command line names; the exit status."""
     parser = argparse.ArgumentParser(description="Run one notebook of the pipeline, headless.")
-    parser.add_argument("notebook", type=Path, help="a source-only notebook, such as .nbsrc/04_mnist.ipynb")
+    parser.add_argument("notebook", type=Path, help="a source-only notebook, such as .identity/04_mnist.ipynb")
     parser.add_argument("--profile", default="quick", help="names the file of parameters in params/")
     options = parser.parse_args(arguments)
 

@@ -23,7 +23,7 @@ from reproduction.claims import Verdict
 from reproduction.files import read_text, write_atomically
 from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.notebooks import read_notebook
-from reproduction.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS, made_by, read_board
+from reproduction.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS, notebook_of, pictures, read_board
 from reproduction.workspace import project_root
 
 with needs("notebooks"):
@@ -47,7 +47,7 @@ ORIGINALS = "download"
 
 RESTORE = "restore it with `git checkout`"
 
-DOCUMENTS = ("CONTRIBUTING", "CHANGELOG")
+DOCUMENTS = ("RESULTS", "CONTRIBUTING", "CHANGELOG")
 """Pages as they are, under the names by which others link to them."""
 
 UNLISTED = {"compiled", "_moved", "torchdiffeq_options"}
@@ -69,8 +69,8 @@ def sections(markdown: str) -> dict[str, str]:
 
 
 def alt_texts(readme: str) -> dict[str, str]:
-    """What each figure shows, by its name without suffix, from the README's table of figures."""
-    rows = re.findall(r"^\| `(\w+)\.svg` \| (.*) \|$", readme, re.MULTILINE)
+    """What each figure shows, by `<notebook>/<name>`, from the README's table of figures."""
+    rows = re.findall(r"^\| `([\w/]+)\.svg` \| (.*) \|$", readme, re.MULTILINE)
     return dict(rows)
 
 
@@ -89,7 +89,7 @@ def scoreboard(rows: Iterable[Mapping[str, Any]]) -> str:
                 _plain(row["here"])
                 .replace("; ", "\\\n    ")
                 .replace("(n = ", "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
-                "–" if name == "–" else f"[{name}](notebooks/{name}.ipynb)",
+                f"[{name}](notebooks/{name}.ipynb)",
             ]
         )
     for first, *others in table:
@@ -113,13 +113,14 @@ def landing(root: Path) -> str:
     )
     tally = {"claims hold": holding, "do not": failing, "are undecided": undecided, "are not measured yet": waiting}
     gallery = ["::::{container} gallery"]
-    for picture in sorted((root / RESULTS).glob("*.png")):
-        if picture.stem == BOARD.name.partition(".")[0]:
+    for picture in pictures(root):
+        if picture.parent.name == BOARD.parent.name:
             continue  # the page has it as a table
-        text = captions.get(picture.stem, picture.stem)
+        name = f"{picture.parent.name}/{picture.stem}"
+        text = captions.get(name, name)
         gallery += [
-            f":::{{figure}} {(RESULTS / picture.name).as_posix()}",
-            f":target: notebooks/{made_by(picture)}.html",
+            f":::{{figure}} {picture.relative_to(root).as_posix()}",
+            f":target: notebooks/{notebook_of(picture).stem}.html",
             f":alt: {text}",
             "",
             text,
@@ -161,14 +162,14 @@ def notebook_page(notebook: NotebookNode, name: str, profile: str, texts: Mappin
         profile: the one it ran in.
         texts: descriptions of figures, see `alt_texts`.
     """
-    command = f"`dvc repro {name.split('_', 1)[-1]}@{profile}`"
+    command = f"`dvc repro notebook@{profile}-{name}`"
     files = f"{{download}}`Download the notebook </{ORIGINALS}/{name}.ipynb>`"
     if profile == PROFILE:
         note = f":::{{note}}\nFull scale. {command} makes it again. {files}\n:::"
     else:
         note = (
             ":::{warning}\n**Quick profile**: minutes on a laptop, too small to decide what the paper claims. "
-            f"The run at full scale is not there yet: `dvc repro {name.split('_', 1)[-1]}@{PROFILE}`. {files}\n:::"
+            f"The run at full scale is not there yet: `dvc repro notebook@{PROFILE}-{name}`. {files}\n:::"
         )
     title, _, rest = notebook.cells[0].source.partition("\n")
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
@@ -177,9 +178,9 @@ def notebook_page(notebook: NotebookNode, name: str, profile: str, texts: Mappin
         if cell.cell_type == "markdown":
             heading = ([heading, *re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE)])[-1]
             continue
-        figure = re.search(r"work\.figure\((?:\"(\w*)\")?\)", cell.source)
-        stem = "_".join(filter(None, [name, figure[1]])) if figure else ""
-        cell.metadata["mystnb"] = {"image": {"alt": texts.get(stem, f"Figure of the section {heading!r}")}}
+        figure = re.search(r"work\.figure\(\"(\w+)\"\)", cell.source)
+        drawn = f"{name}/{figure[1]}" if figure else ""
+        cell.metadata["mystnb"] = {"image": {"alt": texts.get(drawn, f"Figure of the section {heading!r}")}}
     return notebook
 
 
@@ -257,7 +258,7 @@ def write_sources(root: Path, folder: Path) -> None:
 
     for page, text in pages.items():
         # On the site a link to an executed notebook is a link to its page.
-        text = re.sub(rf"\]\({RESULTS.as_posix()}/(\w+\.ipynb)\)", r"](notebooks/\1)", text)
+        text = re.sub(rf"\]\({RESULTS.as_posix()}/\w+/(\w+\.ipynb)\)", r"](notebooks/\1)", text)
         write_atomically(folder / page, text)
         for target in re.findall(r"\]\(([^):#]+)\)|^:::\{figure\} (.*)$", text, re.MULTILINE):
             _copy(root, folder, next(filter(None, target)))
@@ -265,7 +266,7 @@ def write_sources(root: Path, folder: Path) -> None:
 
     texts = alt_texts(readme)
     for stored in sorted((root / "notebooks").glob("*.ipynb")):
-        executed = root / RESULTS / stored.name
+        executed = root / RESULTS / stored.stem / stored.name
         profile, source = (PROFILE, executed) if executed.exists() else ("quick", stored)
         page = notebook_page(read_notebook(source, RESTORE), stored.stem, profile, texts)
         write_atomically(folder / "notebooks" / stored.name, nbformat.writes(page))

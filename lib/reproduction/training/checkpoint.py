@@ -1,13 +1,11 @@
 """Checkpoints: all that training needs to go on as if it had not been interrupted."""
 
-import ast
 import copy
 import hashlib
 import io
 import json
 import warnings
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor
 
 from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEWarning
-from reproduction.files import read_bytes, read_text, write_atomically
-from reproduction.imports import imported_modules
+from reproduction.files import read_bytes, write_atomically
+from reproduction.meaning import behaviour, meaning
 
 __all__ = ["fingerprint", "load_checkpoint", "pack", "save_checkpoint", "unpack"]
 
@@ -28,19 +26,11 @@ def fingerprint(settings: Mapping[str, Any], code: Path) -> str:
 
     Args:
         settings: everything that a caller can choose.
-        code: the module that defines the run. It counts with all modules of the library that it imports; their
-            comments and layout do not.
+        code: the module that defines the run. It counts with what it imports, by meaning, and with the solver
+            library's behaviour: see `reproduction.meaning`.
     """
     text = json.dumps(dict(settings), sort_keys=True, default=str)
-    return hashlib.sha256(f"{text} {_meaning(code)} {torch.__version__}".encode()).hexdigest()
-
-
-@cache
-def _meaning(code: Path) -> str:
-    digest = hashlib.sha256()
-    for module in sorted({code, *imported_modules(code)}):
-        digest.update(ast.dump(ast.parse(read_text(module, "restore it"))).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{text} {meaning(code)} {behaviour()} {torch.__version__}".encode()).hexdigest()
 
 
 def pack(content: Any) -> bytes:

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neural_ode.errors import FileError, InvalidArgumentError, NonFiniteError, needs
+from neural_ode.errors import FileError, InvalidArgumentError, NonFiniteError
 from neural_ode.solution import Statistics
 from reproduction.files import read_text
+from reproduction.progress import tqdm
 from reproduction.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-
-with needs("notebooks"):
-    from tqdm import tqdm
 
 __all__ = ["Fit", "Row", "Training", "fit", "history_csv", "read_history"]
 

@@ -1,7 +1,6 @@
 """Training and testing the classifiers of Table 1."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,21 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from neural_ode.errors import FileError, UnknownNameError
-from reproduction.data.mnist import Mnist, ShuffledBatches, Split
+from neural_ode.errors import UnknownNameError
+from reproduction.data.mnist import Mnist, ShuffledBatches, Split, load_splits
 from reproduction.models.mnist import mnist_net
-from reproduction.training.loop import Fit, Row, fit, read_history
-from reproduction.training.weights import load_weights, run_of, save_run
+from reproduction.training.loop import Fit, Row, fit
+from reproduction.training.weights import load_weights, run_files
 
 __all__ = [
-    "TrainedClassifier",
     "classification_loss",
+    "classifier_run",
     "classifier_task",
     "error_rate",
     "learning_rate",
     "load_classifier",
     "train_classifier",
 ]
-
-
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A trained network, the history of its training, and what identifies the run (`Fit.run`)."""
-
-    model: nn.Module
-    history: list[Row]
-    run: str
-
-    def save(self, folder: Path, name: str) -> None:
-        """Write the weights, `<name>.safetensors`, and the history, `<name>.csv`."""
-        save_run(self.model, self.history, folder, name, {"run": self.run})
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -136,30 +122,41 @@ def train_classifier(
     solver: Mapping[str, Any],
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
-    finished: Path | None = None,
-) -> TrainedClassifier:
-    """Train a row of Table 1.
-
-    Trainings are long: seeds can be added to results that are there, without making those again.
+) -> tuple[nn.Module, list[Row]]:
+    """Train a row of Table 1; the network and the history of its training.
 
     Args:
         name, seed, data, training, solver, device: see `classifier_task`.
         checkpoint: see `fit`.
-        finished: weights that an earlier run may have saved, the history beside them. If it was this very run, of
-            the same settings and code, they are loaded and nothing is trained.
-
-    Raises:
-        FileError: the weights, or the history that belongs to them, are damaged.
     """
     task = classifier_task(name, seed, data, training, solver, device)
-    if finished is not None and finished.exists() and run_of(finished) == task.run:
-        load_weights(task.model, finished)
-        history = read_history(finished.with_suffix(".csv"))
-        if len(history) != task.epochs:
-            rows = f"{len(history)} rows for {task.epochs} epochs"
-            raise FileError(f"{finished.with_suffix('.csv')} is damaged ({rows}): delete it and {finished.name}")
-        return TrainedClassifier(task.model, history, task.run)
-    return TrainedClassifier(task.model, fit(task, checkpoint), task.run)
+    return task.model, fit(task, checkpoint)
+
+
+def classifier_run(
+    *,
+    network: str,
+    seed: int,
+    training: Mapping[str, Any],
+    solver: Mapping[str, Any],
+    train_size: int | None,
+    validation_size: int | None,
+    data: Path,
+    device: str | torch.device,
+    checkpoints: Path,
+) -> dict[str, bytes]:
+    """`train_classifier` as a run of `reproduction.results`.
+
+    Args:
+        network: a name in `reproduction.models.MNIST_MODELS`.
+        seed, training, solver, device: see `classifier_task`.
+        train_size, validation_size: how many examples of these splits, all for `None`.
+        data: the folder of MNIST.
+        checkpoints: a folder for the run's own.
+    """
+    splits = load_splits(data, [train_size, validation_size, None])
+    file = checkpoints / f"{network}-{seed}.pt"
+    return run_files(*train_classifier(network, seed, splits, training, solver, device, file))
 
 
 def load_classifier(name: str, file: Path, **how: Any) -> nn.Module:
@@ -167,7 +164,7 @@ def load_classifier(name: str, file: Path, **how: Any) -> nn.Module:
 
     Args:
         name: a name in `MNIST_MODELS`.
-        file: as `TrainedClassifier.save` writes it.
+        file: as `run_files` makes it.
         **how: keyword arguments of `neural_ode.solve`, for a network with an ODE block.
 
     Raises:

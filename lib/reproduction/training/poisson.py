@@ -8,24 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from reproduction.data.batches import Minibatches
-from reproduction.data.events import RATES, Events
-from reproduction.data.oscillators import Oscillators, oscillator_rate
+from reproduction.data.events import RATES, Events, draw_events
+from reproduction.data.oscillators import Oscillators, draw_oscillators, oscillator_rate
 from reproduction.models.joint import JointModel
 from reproduction.models.latent_ode import LatentDynamics
 from reproduction.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
 from reproduction.training.adam import fit_with_adam
 from reproduction.training.loop import Row
+from reproduction.training.weights import load_weights, run_files
 
 __all__ = [
+    "TEST",
+    "TRAIN",
     "RateModel",
     "joint_error",
     "joint_rates",
+    "joint_run",
+    "load_joint",
+    "load_rate",
     "rate_error",
+    "rate_run",
     "relative_squared_error",
     "train_joint",
     "train_rate",
     "true_log_likelihood",
 ]
+
+TRAIN, TEST = 0, 1
+"""Seeds of data are 2 · seed + one of these."""
+
+LATENT = 4
+"""Dimensions of the latent states."""
 
 POINTS = 501
 """Points of the grid on which rates are compared."""
@@ -133,7 +146,7 @@ def train_rate(
         return {"error": rate_error(net, rate), "excess": float(excess.mean())}
 
     torch.manual_seed(seed)
-    net, there = RateModel(4, train.end, **solver).to(device), train.to(device)
+    net, there = RateModel(LATENT, train.end, **solver).to(device), train.to(device)
     batches = Minibatches(len(train.lengths), training["batch_size"], seed)
     settings = {"rate": rate, "seed": seed, "solver": dict(solver), "device": str(device)}
     settings["events"] = float(train.times.sum())
@@ -141,6 +154,42 @@ def train_rate(
     code = Path(__file__)
     history = fit_with_adam(net, loss, batches, evaluate, training, settings, code, label, checkpoint)
     return net.cpu(), history
+
+
+def rate_run(
+    *,
+    rate: str,
+    seed: int,
+    sequences: int,
+    test_sequences: int,
+    training: Mapping[str, Any],
+    solver: Mapping[str, Any],
+    device: str | torch.device,
+    checkpoints: Path,
+) -> dict[str, bytes]:
+    """`train_rate` as a run of `reproduction.results`.
+
+    Args:
+        rate, training, solver, device: see `train_rate`.
+        seed: of data and training.
+        sequences, test_sequences: how many to train on, and how many for the history.
+        checkpoints: a folder for the run's own.
+    """
+    train = draw_events(rate, sequences, 2 * seed + TRAIN)
+    test = draw_events(rate, test_sequences, 2 * seed + TEST)
+    file = checkpoints / f"{rate}-{seed}.pt"
+    return run_files(*train_rate(rate, train, test, seed, training, solver, file, device))
+
+
+def load_rate(rate: str, file: Path, **solver: Any) -> RateModel:
+    """The model of a rate with the weights in `file`, in eval mode.
+
+    Raises:
+        WeightsError: see `load_weights`.
+    """
+    model = RateModel(LATENT, RATES[rate].end, **solver)
+    load_weights(model, file)
+    return model
 
 
 @torch.no_grad()
@@ -186,7 +235,7 @@ def train_joint(
         return {"error": joint_error(net, test.to(device))}
 
     torch.manual_seed(seed)
-    net, there = JointModel(2, 4, noise, **solver).to(device), train.to(device)
+    net, there = JointModel(2, LATENT, noise, **solver).to(device), train.to(device)
     batches = Minibatches(len(train.phase), training["batch_size"], seed)
     settings = {"noise": noise, "seed": seed, "solver": dict(solver), "device": str(device)}
     settings["phases"] = float(train.phase.sum())
@@ -194,3 +243,39 @@ def train_joint(
     code = Path(__file__)
     history = fit_with_adam(net, loss, batches, evaluate, training, settings, code, label, checkpoint)
     return net.cpu(), history
+
+
+def joint_run(
+    *,
+    seed: int,
+    series: int,
+    test_series: int,
+    noise: float,
+    training: Mapping[str, Any],
+    solver: Mapping[str, Any],
+    device: str | torch.device,
+    checkpoints: Path,
+) -> dict[str, bytes]:
+    """`train_joint` as a run of `reproduction.results`.
+
+    Args:
+        seed: of data and training.
+        series, test_series: how many to train on, and how many for the history.
+        noise, training, solver, device: see `train_joint`.
+        checkpoints: a folder for the run's own.
+    """
+    train = draw_oscillators(series, noise, 2 * seed + TRAIN)
+    test = draw_oscillators(test_series, noise, 2 * seed + TEST)
+    file = checkpoints / f"joint-{seed}.pt"
+    return run_files(*train_joint(train, test, seed, training, noise, solver, file, device))
+
+
+def load_joint(noise: float, file: Path, **solver: Any) -> JointModel:
+    """The joint model with the weights in `file`, in eval mode.
+
+    Raises:
+        WeightsError: see `load_weights`.
+    """
+    model = JointModel(2, LATENT, noise, **solver)
+    load_weights(model, file)
+    return model

@@ -16,7 +16,7 @@ from reproduction.training.loop import Row, history_csv
 with needs("notebooks"):
     import safetensors.torch
 
-__all__ = ["WeightsError", "load_weights", "run_of", "save_run"]
+__all__ = ["WeightsError", "load_weights", "read_tensors", "run_files", "save_run", "tensor_bytes"]
 
 CHECKSUM = "sha256"
 """The name of the checksum in the metadata of a file of weights."""
@@ -26,20 +26,26 @@ class WeightsError(FileError):
     """A file of weights is missing, damaged, or of another network."""
 
 
-def save_run(
-    model: nn.Module, history: list[Row], folder: Path, name: str, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write the weights with `metadata` and a checksum, `<name>.safetensors`, and the history, `<name>.csv`."""
-    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-    content = safetensors.torch.save(weights)
+def run_files(model: nn.Module, history: list[Row]) -> dict[str, bytes]:
+    """What is kept of a training, by suffix: the history, `.csv`, and the weights, `.safetensors`."""
+    return {".csv": history_csv(history).encode(), ".safetensors": tensor_bytes(model.state_dict())}
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors by name as a safetensors file with a checksum, for `read_tensors`."""
+    weights = {key: value.contiguous().cpu() for key, value in tensors.items()}
+    content: bytes = safetensors.torch.save(weights)
     # The library would put several metadata in an order that chance decides.
-    described = {"__metadata__": {**(metadata or {}), CHECKSUM: checksum(weights)}, **_header(content)}
+    described = {"__metadata__": {CHECKSUM: checksum(weights)}, **_header(content)}
     header = json.dumps(described, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    tensors = content[8 + int.from_bytes(content[:8], "little") :]
-    # The weights come last: they say what run they are of, so the history must be there already.
-    write_atomically(folder / f"{name}.csv", history_csv(history))
-    write_atomically(folder / f"{name}.safetensors", len(header).to_bytes(8, "little") + header + tensors)
+    return len(header).to_bytes(8, "little") + header + content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def save_run(model: nn.Module, history: list[Row], folder: Path, name: str) -> None:
+    """Write the files of `run_files` under a name."""
+    for suffix, content in run_files(model, history).items():
+        write_atomically(folder / f"{name}{suffix}", content)
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
@@ -52,22 +58,13 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def run_of(file: Path) -> str | None:
-    """What identifies the run that a file of weights is of (`Fit.run`); `None` if nothing in it does.
-
-    Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    return _read(file)[1].get("run")
-
-
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Load what `save_run` wrote, and put the model in eval mode.
+    """Load weights that `run_files` has put into a file, and put the model in eval mode.
 
     Raises:
         WeightsError: the file is missing, damaged (a single bit is enough), or does not fit.
     """
-    weights, _ = _read(file)
+    weights = read_tensors(file)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -77,21 +74,25 @@ def load_weights(model: nn.Module, file: Path) -> None:
     model.eval()
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, which have the checksum that the file says, and the metadata."""
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors that `tensor_bytes` has put into a file, on the CPU.
+
+    Raises:
+        WeightsError: the file is missing or damaged; a single bit is enough.
+    """
     try:
         content = read_bytes(file, _way_out(file))
     except FileError as error:
         raise WeightsError(str(error)) from error
     try:
-        weights = safetensors.torch.load(content)
+        weights: dict[str, Tensor] = safetensors.torch.load(content)
         metadata: dict[str, str] = _header(content).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(f"{file} is damaged ({error}): {_way_out(file)}") from error
     if metadata.get(CHECKSUM) != checksum(weights):
         problem = "is damaged (its checksum differs)" if CHECKSUM in metadata else "has no checksum"
         raise WeightsError(f"{file} {problem}: {_way_out(file)}")
-    return weights, metadata
+    return weights
 
 
 def _header(content: bytes) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Gradients of the times, and second derivatives."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,10 +9,10 @@ from torch import Tensor
 
 from neural_ode import solve
 from neural_ode.gradients import Gradient
-from reproduction.experiments.adjoint.measuring import REFERENCE, last_state
-from reproduction.experiments.adjoint.trials import Trial
+from reproduction.experiments.trials import CHOICES, REFERENCE, Trial, all_trials, last_state
+from reproduction.results import json_bytes
 
-__all__ = ["hessian_vector_error", "time_gradient_error"]
+__all__ = ["derivatives_run", "hessian_vector_error", "time_gradient_error"]
 
 
 def time_gradient_error(trial: Trial, gradient: str | Gradient, step: float = 2e-3) -> float:
@@ -48,3 +50,16 @@ def hessian_vector_error(trial: Trial, tolerance: float = 1e-10) -> float:
 
     exact = product("direct")
     return float((product("backsolve") - exact).norm() / exact.norm())
+
+
+def derivatives_run(
+    *, problem: str, weights: str | None, files: Mapping[str, Path], device: torch.device
+) -> dict[str, bytes]:
+    """Both errors as a run of `reproduction.results`: `times` by choice, `hessian`.
+
+    Args:
+        problem, weights, files, device: see `accuracy_run`.
+    """
+    trial = all_trials(files, device)[problem]
+    times = {name: time_gradient_error(trial, choice) for name, choice in CHOICES.items()}
+    return {".json": json_bytes({"times": times, "hessian": hessian_vector_error(trial)})}

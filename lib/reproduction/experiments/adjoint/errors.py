@@ -5,51 +5,37 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from neural_ode.errors import NeuralODEWarning, SolverError, needs
-from neural_ode.gradients import (
-    Backsolve,
-    Direct,
-    Gradient,
-    Interpolating,
-    RecursiveCheckpoint,
-    Reversible,
+import torch
+
+from neural_ode.errors import NeuralODEWarning, SolverError
+from reproduction.experiments.trials import (
+    CHOICES,
+    MAX_STEPS,
+    Trial,
+    all_trials,
+    loss_gradient,
+    reference_gradient,
 )
-from reproduction.experiments.adjoint.measuring import MAX_STEPS, loss_gradient, reference_gradient
-from reproduction.experiments.adjoint.trials import Trial
-from reproduction.measure.fits import fit_line
+from reproduction.progress import tqdm
+from reproduction.results import csv_bytes
 
-with needs("notebooks"):
-    from tqdm import tqdm
-
-__all__ = ["CHOICES", "FAILED", "accuracy", "error_slope", "worst_ratio"]
-
-CHOICES: dict[str, Gradient] = {
-    "direct": Direct(),
-    "recursive_checkpoint": RecursiveCheckpoint(),
-    "backsolve": Backsolve(),
-    "backsolve, 16 checkpoints": Backsolve(checkpoints=16),
-    "interpolating": Interpolating(),
-    "reversible": Reversible(),
-}
-
-FAILED = 1e99
-"""Stands for the error of a solve that could not be finished, where a number is needed."""
+__all__ = ["accuracy", "accuracy_run"]
 
 
-def accuracy(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> list[dict[str, Any]]:
-    """Relative error of the gradient for each problem, choice and tolerance, with `dopri5`.
+def accuracy(trial: Trial, tolerances: Sequence[float]) -> list[dict[str, Any]]:
+    """Relative error of the gradient of a problem for each choice and tolerance, with `dopri5`.
 
     A solve that cannot be finished within a thousand steps has the error `None`. `drifted` says that the reversible
     solve warned.
     """
-    references = {name: reference_gradient(trial) for name, trial in trials.items()}
+    exact = reference_gradient(trial)
     rows = []
-    cases = list(itertools.product(trials.items(), CHOICES.items(), tolerances))
-    for (name, trial), (choice, gradient), tolerance in tqdm(cases, desc="accuracy", unit="case"):
-        row: dict[str, Any] = {"problem": name, "choice": choice, "tolerance": tolerance, "error": None}
-        exact = references[name]
+    cases = list(itertools.product(CHOICES.items(), tolerances))
+    for (choice, gradient), tolerance in tqdm(cases, desc="accuracy", unit="case"):
+        row: dict[str, Any] = {"choice": choice, "tolerance": tolerance, "error": None}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", NeuralODEWarning)
             with suppress(SolverError):
@@ -62,16 +48,22 @@ def accuracy(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> list[d
     return rows
 
 
-def error_slope(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Slope of log error against log tolerance, as the rules ask for it; 0 if fewer than three solves finished."""
-    finished = [row for row in rows if row["error"]]
-    if len(finished) < 3:
-        return {"estimate": 0.0, "low": 0.0, "high": 0.0, "r2": 0.0, "n": len(finished)}
-    x, y = ([math.log10(row[name]) for row in finished] for name in ("tolerance", "error"))
-    return fit_line(x, y).as_dict()
+def accuracy_run(
+    *,
+    problem: str,
+    weights: str | None,
+    tolerances: Sequence[float],
+    files: Mapping[str, Path],
+    device: torch.device,
+) -> dict[str, bytes]:
+    """`accuracy` as a run of `reproduction.results`.
 
-
-def worst_ratio(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The largest error over its tolerance; `FAILED` if one solve could not be finished."""
-    ratios = [FAILED if row["error"] is None else row["error"] / row["tolerance"] for row in rows]
-    return min(max(ratios), FAILED)
+    Args:
+        problem: a name in `all_trials`.
+        weights: checksum of those that the problem has been trained to, if it has.
+        tolerances: of the solves.
+        files: see `all_trials`.
+        device: where to solve.
+    """
+    rows = accuracy(all_trials(files, device)[problem], tolerances)
+    return {".csv": csv_bytes([{"problem": problem, **row} for row in rows])}

@@ -1,9 +1,9 @@
 """Whether a solve backwards finds the initial state again (section 6)."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,16 +12,16 @@ from torch import Tensor
 from neural_ode import solve
 from neural_ode.errors import SolverError
 from neural_ode.solution import State
-from reproduction.experiments.adjoint.measuring import MAX_STEPS, last_state
-from reproduction.experiments.adjoint.trials import Trial
+from reproduction.experiments.trials import MAX_STEPS, Trial, all_trials, last_state
+from reproduction.results import csv_bytes
 
-__all__ = ["RoundTrip", "reconstruction", "round_trip"]
+__all__ = ["RoundTrip", "reconstruction", "reconstruction_run", "round_trip"]
 
 
-def reconstruction(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> list[dict[str, Any]]:
+def reconstruction(trial: Trial, tolerances: Sequence[float]) -> list[dict[str, Any]]:
     """`‖z0 - ẑ0‖ / ‖z0‖` where `ẑ0` comes from solving forwards and back again; `None` if that fails."""
     rows = []
-    for (name, trial), tolerance in itertools.product(trials.items(), tolerances):
+    for tolerance in tolerances:
         how: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "max_steps": MAX_STEPS}
         error: float | None = None
         with torch.no_grad(), suppress(SolverError):
@@ -30,8 +30,21 @@ def reconstruction(trials: Mapping[str, Trial], tolerances: Sequence[float]) -> 
             z0, z = trial.parts()[0], (back if isinstance(back, tuple) else (back,))[0]
             distance = float((z - z0).norm() / z0.norm())
             error = distance if math.isfinite(distance) else None
-        rows.append({"problem": name, "tolerance": tolerance, "error": error})
+        rows.append({"tolerance": tolerance, "error": error})
     return rows
+
+
+def reconstruction_run(
+    *,
+    problem: str,
+    weights: str | None,
+    tolerances: Sequence[float],
+    files: Mapping[str, Path],
+    device: torch.device,
+) -> dict[str, bytes]:
+    """`reconstruction` as a run of `reproduction.results`; for the arguments see `accuracy_run`."""
+    rows = reconstruction(all_trials(files, device)[problem], tolerances)
+    return {".csv": csv_bytes([{"problem": problem, **row} for row in rows])}
 
 
 class RoundTrip(NamedTuple):

@@ -1,17 +1,62 @@
-"""Initial value problems with a loss, in float64, that gradients are measured on."""
+"""Initial value problems with a loss, in float64, that gradients are measured on, and how these are found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neural_ode.nn import standard_normal
-from neural_ode.solution import State
-from reproduction.experiments.adjoint.training import train
+from neural_ode import solve
+from neural_ode.gradients import (
+    Backsolve,
+    Direct,
+    Gradient,
+    Interpolating,
+    RecursiveCheckpoint,
+    Reversible,
+)
+from neural_ode.nn import WithLogDensity, standard_normal
+from neural_ode.solution import State, Statistics
 from reproduction.models.mnist import ConvDynamics
+from reproduction.models.small import Network
+from reproduction.training.adjoint import moons_and_flow, two_networks
+from reproduction.training.weights import load_weights
 
-__all__ = ["Network", "Pendulum", "Trial", "further_problems", "problems"]
+__all__ = [
+    "CHOICES",
+    "MAX_STEPS",
+    "REFERENCE",
+    "WEIGHTS",
+    "Pendulum",
+    "Trial",
+    "all_trials",
+    "further_problems",
+    "last_state",
+    "loss_gradient",
+    "problems",
+    "reference_gradient",
+]
+
+CHOICES: dict[str, Gradient] = {
+    "direct": Direct(),
+    "recursive_checkpoint": RecursiveCheckpoint(),
+    "backsolve": Backsolve(),
+    "backsolve, 16 checkpoints": Backsolve(checkpoints=16),
+    "interpolating": Interpolating(),
+    "reversible": Reversible(),
+}
+"""The ways to differentiate a solve."""
+
+MAX_STEPS = 1000
+"""After so many steps a solve is given up."""
+
+REFERENCE = 1e-13
+"""Tolerance of the solves, by `dopri8`, that stand for the exact result."""
+
+WEIGHTS = {"trained network": "trained-network", "continuous flow": "flow"}
+"""The trainings that problems need, by problem."""
 
 
 def mean_square(state: State) -> Tensor:
@@ -45,19 +90,6 @@ class Trial:
         """The same problem on a device. As with any module, `f` itself is moved."""
         y0 = tuple(part.to(device) for part in self.parts())
         return replace(self, f=self.f.to(device), y0=y0 if isinstance(self.y0, tuple) else y0[0])
-
-
-class Network(nn.Module):
-    """`dz/dt = W2 tanh(W1 z + b1) + b2`."""
-
-    def __init__(self, width: int = 16):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2)).double()
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope at `y`, shape (..., 2); the time does not matter."""
-        slope: Tensor = self.layers(y)
-        return slope
 
 
 class Decay(nn.Module):
@@ -98,17 +130,14 @@ class Pendulum(nn.Module):
         return torch.stack([speed, -g * torch.sin(angle) - damping * speed], dim=-1)
 
 
-def problems(iterations: int, device: str | torch.device = "cpu") -> dict[str, Trial]:
+def problems(trained: nn.Module, device: str | torch.device = "cpu") -> dict[str, Trial]:
     """A smooth network with random weights, one that was trained, a stiff problem and a chaotic one.
 
     Args:
-        iterations: of training.
+        trained: the second of `two_networks`, after its training.
         device: where the problems are to be solved. Random numbers are the same on all devices.
     """
-    torch.manual_seed(0)
-    random = Network()
-    trained = Network().to(device)
-    train(trained, iterations)
+    random, _ = two_networks()  # it seeds what is drawn below, too
     trials = {
         "random network": Trial(random, torch.randn(8, 2, dtype=torch.float64), 2.0),
         "trained network": Trial(trained, torch.randn(8, 2, dtype=torch.float64), 1.0),
@@ -140,3 +169,49 @@ def negative_log_likelihood(state: State) -> Tensor:
     """Of a flow solved back to its base distribution, mean over the points, in nats."""
     z, change = state
     return (change - standard_normal(z)).mean()
+
+
+def all_trials(files: Mapping[str, Path], device: str | torch.device) -> dict[str, Trial]:
+    """The problems of both kinds.
+
+    Args:
+        files: weights by the name of the training; see `WEIGHTS`.
+        device: where the problems are to be solved.
+    """
+    network = Network()
+    load_weights(network, files["trained-network"])
+    points, flow = moons_and_flow()
+    load_weights(flow, files["flow"])
+    further = further_problems(WithLogDensity(flow.f), points.to(device))
+    return problems(network, device) | further
+
+
+def loss_gradient(trial: Trial, **how: Any) -> tuple[Tensor, Statistics]:
+    """Gradient of the loss with respect to `y0` and the parameters, in one vector, and the statistics.
+
+    Args:
+        trial: the problem.
+        **how: keyword arguments of `neural_ode.solve`.
+
+    Raises:
+        SolverError: a solve, forwards or backwards, could not be finished.
+    """
+    parts = tuple(part.clone().requires_grad_() for part in trial.parts())
+    y0 = parts if isinstance(trial.y0, tuple) else parts[0]
+    solution = solve(trial.f, y0, [trial.start, trial.end], **how)
+    found = torch.autograd.grad(trial.loss(last_state(solution.y)), [*parts, *trial.f.parameters()])
+    return torch.cat([g.reshape(-1) for g in found]), solution.stats
+
+
+def last_state(y: State) -> State:
+    """The state at the last of the times, without their dimension."""
+    return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
+
+
+def reference_gradient(trial: Trial) -> Tensor:
+    """What `loss_gradient` finds with the tightest solve, by backpropagation through its steps.
+
+    Raises:
+        SolverError: it could not be finished.
+    """
+    return loss_gradient(trial, method="dopri8", rtol=REFERENCE, atol=REFERENCE, gradient="direct")[0]
