@@ -41,7 +41,7 @@ test: $(VENV)/dev.stamp
 	ruff check .
 	ruff format --check .
 	mypy
-	dvc repro --quiet
+	dvc repro --quiet scoreboard@quick
 	OMP_NUM_THREADS=1 pytest tests $(PARALLEL)
 	OMP_NUM_THREADS=1 pytest $(NBVAL) $(PARALLEL) notebooks
 

@@ -874,6 +874,19 @@ def test_results_are_computed_once_at_a_time(project: Path, capsys: pytest.Captu
     )
 
 
+@pytest.mark.parametrize(
+    ("notebook", "words"), [("04_mnst", "did you mean '04_mnist'?"), ("11_scoreboard", "; known: 01_depth, ")]
+)
+def test_a_notebook_that_computes_nothing_is_named(
+    notebook: str, words: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert computer.main([notebook]) == 1
+    shown = capsys.readouterr().err
+    assert f"unknown notebook with an experiment '{notebook}'" in shown
+    assert words in shown
+    assert not (project / ".staging").exists()
+
+
 def test_a_lock_is_free_when_its_block_ends(tmp_path: Path) -> None:
     file = tmp_path / "new" / "lock"
     for _ in range(2):

@@ -267,14 +267,15 @@ def test_results_can_be_accepted_with_a_reason(tmp_path: Path, tasks: ModuleType
     assert made(log) == ["made-2"]
 
 
-def test_what_is_no_longer_asked_for_goes(tmp_path: Path, tasks: ModuleType, log: Path) -> None:
+def test_what_is_no_longer_asked_for_goes_and_nothing_else(tmp_path: Path, tasks: ModuleType, log: Path) -> None:
     measured(store(tmp_path), tasks, log, 1, 2, 3)
-    (tmp_path / "results" / "stray.csv").touch()
+    (tmp_path / "results" / "notes.txt").touch()
     place = store(tmp_path)
     measured(place, tasks, log, 1, 3)
     assert place.prune() == ["x/2"]
+    assert place.strays() == ["notes.txt"]
     names = sorted(path.name for path in (tmp_path / "results").rglob("*") if path.is_file())
-    assert names == ["1.csv", "3.csv", "provenance.json"]
+    assert names == ["1.csv", "3.csv", "notes.txt", "provenance.json"]
     assert list(json.loads((tmp_path / "results" / "provenance.json").read_text())) == ["x/1", "x/3"]
 
 

@@ -309,19 +309,24 @@ class Store:
         return None
 
     def prune(self) -> list[str]:
-        """Remove what no run that was asked for has made; the names of the runs that went."""
+        """Remove the runs that were not asked for; their names."""
         assert self.target is not None, "nothing may be computed"
         records = _records(self.target)
         gone = sorted(set(records) - self.used)
         if gone:
             kept = {name: record for name, record in records.items() if name in self.used}
             write_atomically(self.target / RECORDS, json_bytes(kept))
-        named = {f"{name}{suffix}" for name in self.used & set(records) for suffix in records[name]["files"]}
-        for path in self.target.rglob("*") if self.target.exists() else ():
-            relative = path.relative_to(self.target).as_posix()
-            if path.is_file() and relative not in {*named, RECORDS}:
-                path.unlink()
+            for name in gone:
+                for suffix in records[name]["files"]:
+                    (self.target / f"{name}{suffix}").unlink(missing_ok=True)
         return gone
+
+    def strays(self) -> list[str]:
+        """Files that no run has made: a killed one, or somebody."""
+        assert self.target is not None, "nothing may be computed"
+        made = {f"{name}{suffix}" for name, run in _records(self.target).items() for suffix in run["files"]}
+        paths = (path for path in self.target.rglob("*") if path.is_file())
+        return sorted({path.relative_to(self.target).as_posix() for path in paths} - made - {RECORDS})
 
 
 def _misfit(record: Mapping[str, Any] | None, point: Point, code: str) -> str | None:

@@ -16,18 +16,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from neural_ode.errors import UnknownNameError
+from reproduction.meaning import LIBRARY
 from reproduction.pipeline.alone import stop_with_parent
 from reproduction.pipeline.command import exit_status
+from reproduction.pipeline.identity import experiment_file
 from reproduction.pipeline.parameters import notebook_parameters
 from reproduction.pipeline.run import one_run, staging
 from reproduction.results import Store
-from reproduction.workspace import Workspace, project_root
+from reproduction.workspace import Workspace, checked_profile, project_root
 
 __all__ = ["compute", "experiment", "main"]
 
 
 def experiment(notebook: str) -> Any:
-    """The module that computes what a notebook draws: named like it without the number, in `experiments`."""
+    """The module that computes what a notebook draws: named like it without the number, in `experiments`.
+
+    Raises:
+        UnknownNameError: there is none; the scoreboard computes nothing.
+    """
+    if experiment_file(notebook) is None:
+        known = [path.stem for path in sorted((LIBRARY.parent / "notebooks").glob("*.ipynb"))]
+        raise UnknownNameError("notebook with an experiment", notebook, [x for x in known if experiment_file(x)])
     return importlib.import_module(f"reproduction.experiments.{notebook.split('_', 1)[-1]}")
 
 
@@ -44,10 +54,13 @@ def compute(
         accepted: see `Store`.
 
     Raises:
+        UnknownNameError: there is no such notebook.
         ParameterError: a parameter is unknown or ill-typed; nothing was computed.
         BusyError: another process is at it.
         SweepError: a run failed; the others are kept.
     """
+    checked_profile(profile)
+    module = experiment(notebook)
     parameters = notebook_parameters(root, notebook, profile)
     run = f"{notebook}.results"
     with one_run(root, profile, run):
@@ -57,11 +70,13 @@ def compute(
         store.workers, store.accepted, store.checkpoints = workers, accepted, stage
         assert store.target is not None
         store.target.mkdir(parents=True, exist_ok=True)
-        results = experiment(notebook).results
+        results = module.results
         asked = inspect.signature(results).parameters
         results(work, **{name: value for name, value in parameters.items() if name in asked})
         for name in store.prune():
             print(f"removed {name}: the parameters no longer ask for it")
+        for file in store.strays():
+            print(f"{(store.target / file).relative_to(root)} was made by no run: remove it if it is not yours")
         shutil.rmtree(stage, ignore_errors=True)
     return store
 
