@@ -277,7 +277,7 @@ def test_notebooks_are_run_and_a_failing_one_is_named(project: Path, capsys: pyt
     assert (figures / "11_scoreboard" / "11_scoreboard.ipynb").exists()
     for line in (
         "01_toy: there was nothing to compare with",
-        '02_toy, metric m: was "0.5", is "0.25"',
-        r': was "value 2\n", is "value 4\n"',
+        "02_toy, metric m: was '0.5', is '0.25'",
+        ": was 'value 2', is 'value 4'",
     ):
         assert line in shown.out
