@@ -26,7 +26,9 @@ PINS := $(if $(filter Linux-x86_64-3.11,$(PLATFORM)),-c $(LOCK))
 # DVC wants to know when there is no git around it, as in an unpacked archive.
 DVC_WITHOUT_GIT = @git rev-parse --show-toplevel >/dev/null 2>&1 || dvc config --local core.no_scm true
 
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# One process more than there are cores: many tests wait for others that they have started.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores < 7 ? cores + 1 : 8)))
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --sanitize-with $(CURDIR)/notebooks/nbval.cfg
 
 .PHONY: figures test paper lab notebooks site benchmarks lock clean
