@@ -48,6 +48,42 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+UNFINISHED = """
+import sys
+from pathlib import Path
+from reproduction.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print(temporary.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    """And nothing else: not what a process that still writes has, nor what belongs to another file or machine."""
+    (tmp_path / "a.json").write_text("old")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNFINISHED, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a.json", "a.json", "a.b.json")
+    ]
+    names = [process.stdout.readline().strip() for process in processes]
+    for killed in (processes[0], processes[2]):
+        killed.kill()
+        killed.wait()
+    elsewhere = re.sub(r"(?<=^\.a\.)\w{8}", "0" * 8, names[0])
+    (tmp_path / elsewhere).write_text("half")
+    write_atomically(tmp_path / "a.json", "new")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.json", names[1], names[2], elsewhere}
+    processes[1].communicate("")
+    assert (tmp_path / "a.json").read_text() == "half"
+
+
 def test_a_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
     """Who has the old one open, or is killed, has all of it."""
     target, another_name = tmp_path / "a.txt", tmp_path / "b.txt"

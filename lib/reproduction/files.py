@@ -1,7 +1,10 @@
 """Files: read in one place, which says what is wrong with one, and written so that they are complete or absent."""
 
+import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,10 +100,14 @@ def _mapping(content: Any, file: Path, remedy: str) -> dict[str, Any]:
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary path in the folder of `target`, which becomes `target` if the block succeeds.
 
-    The folder is made if needed. The temporary name keeps the suffix of `target`.
+    The folder is made if needed. The temporary name keeps the suffix of `target`. What was left of the same target
+    by processes of this machine that were killed is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    _remove_leftovers(target)
+    handle, name = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.stem}.{_machine()}-{os.getpid()}-", suffix=target.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -113,6 +120,33 @@ def replacing(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary files of a target whose makers are gone; those of other machines stay."""
+    made_here = re.compile(re.escape(f".{target.stem}.{_machine()}-") + r"(\d+)-\w+" + re.escape(target.suffix))
+    for path in list(target.parent.iterdir()):
+        maker = made_here.fullmatch(path.name)
+        if maker and not _runs(int(maker[1])):
+            path.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """A short name of this machine: processes are known by their number on one machine only."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of that number; where that cannot be asked, it counts as there."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def write_atomically(target: Path, content: str | bytes) -> None:
