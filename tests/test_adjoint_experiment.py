@@ -1,9 +1,9 @@
 """What notebook 02 measures with, against what can be known without it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
@@ -48,13 +48,22 @@ def test_accuracy_names_what_fails(trials: dict[str, Trial]) -> None:
     assert [row["choice"] for row in rows if row["drifted"]] == ["reversible"]
 
 
-def test_slope_and_worst_ratio() -> None:
-    rows = pd.DataFrame([{"tolerance": 10.0**-k, "error": 3 * 10.0**-k} for k in range(3, 8)])
-    assert adjoint.error_slope(rows)["estimate"] == pytest.approx(1)
-    assert adjoint.worst_ratio(rows) == pytest.approx(3)
-    failed = rows.assign(error=np.nan)
-    assert adjoint.error_slope(failed)["high"] == 0
-    assert adjoint.worst_ratio(pd.concat([rows, failed])) == adjoint.FAILED
+def test_how_exact_a_gradient_is() -> None:
+    tolerances = [1e-3, 1e-5, 1e-6, 1e-7, 1e-8]
+    rows = pd.DataFrame({"tolerance": tolerances, "error": [0.5] + [3 * x for x in tolerances[1:]]})
+    direct = rows.assign(error=rows["error"] / 2)
+    found = adjoint.exactness(rows, direct)
+    assert found["slope"].slope == pytest.approx(1), "loose tolerances do not count"
+    assert found["slope"].n == 4
+    assert found["error at the tightest tolerance"] == pytest.approx(3e-8)
+    assert found["the same over that of direct"] == pytest.approx(2)
+
+
+def test_a_solve_that_could_not_be_finished_has_an_infinite_error() -> None:
+    rows = pd.DataFrame({"tolerance": [1e-4, 1e-5], "error": [0.1, None]}, dtype=object)
+    assert adjoint.error_at(rows, 1.1e-5) == math.inf
+    assert adjoint.error_at(rows, 0.9e-4) == 0.1
+    assert adjoint.error_ratio(rows, rows.assign(error=[0.2, 0.1]), 1e-5) == math.inf
 
 
 def test_reconstruction_of_a_pendulum_and_of_a_chaotic_solve(trials: dict[str, Trial]) -> None:

@@ -184,7 +184,9 @@ LAYERS = (
     *("neural_ode.stepping", "neural_ode.compiled", "neural_ode.gradients", "neural_ode.solve"),
     *("neural_ode.torchdiffeq_options", "neural_ode.torchdiffeq", "neural_ode.nn"),
     ("reproduction.files", "reproduction.meaning", "reproduction.display", "reproduction.progress"),
-    ("reproduction.models", "reproduction.data", "reproduction.measure", "reproduction.claims"),
+    "reproduction.notation",
+    ("reproduction.models", "reproduction.data", "reproduction.measure"),
+    *("reproduction.rules", "reproduction.claims"),
     *("reproduction.training", "reproduction.sweep", "reproduction.results", "reproduction.workspace"),
     *(("reproduction.figures", "reproduction.experiments"), "reproduction.pipeline"),
 )
