@@ -16,7 +16,7 @@ from reproduction.experiments.adjoint.errors import accuracy
 from reproduction.experiments.adjoint.evaluations import backward_evaluations
 from reproduction.experiments.adjoint.reversal import reconstruction
 from reproduction.experiments.trials import Trial, problems
-from reproduction.measure.fits import median_interval
+from reproduction.measure.fits import Interval, median_interval
 from reproduction.models.small import Network
 from reproduction.training.adjoint import METHODS, my_solver, train, two_networks
 from reproduction.workspace import Workspace
@@ -115,7 +115,7 @@ def test_median_interval_covers_95_percent(n: int) -> None:
 
 
 def test_median_of_few_values_has_no_interval() -> None:
-    assert median_interval([3.0, 1.0, 2.0]).as_dict() == {"estimate": 2.0, "low": None, "high": None, "n": 3}
+    assert median_interval([3.0, 1.0, 2.0]) == Interval(2.0, None, None, 3, "median")
 
 
 SMALL: dict[str, Any] = {

@@ -529,7 +529,7 @@ class TestWhatRunsAgain:
         assert changed(clone) == {"compute@quick-04_mnist", "notebook@quick-04_mnist"}
 
     def test_a_claim_touches_the_notebook_that_decides_it(self, clone: Path, touched) -> None:
-        touched("lib/reproduction/claims.yaml", "R² > 0.99", "R² over 0.99")
+        touched("lib/reproduction/claims.yaml", "short: linear memory of a ResNet", "short: memory of a ResNet")
         assert changed(clone) == both("notebook-03_memory", "scoreboard")
 
     def test_other_weights_are_measured_again(self, clone: Path, touched) -> None:

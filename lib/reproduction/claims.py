@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from neural_ode.errors import FileError, InvalidArgumentError, UnknownNameError,
 from reproduction.files import read_yaml
 from reproduction.measure.fits import Interval, Line
 from reproduction.notation import typeset_interval
-from reproduction.rules import Rule, Verdict, parse_rule
+from reproduction.rules import Bound, Rule, Verdict, parse_rule
 
 with needs("notebooks"):
     import pandas as pd
@@ -278,23 +278,22 @@ def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.D
 
 def describe(claim: Claim, measurement: Measurement) -> str:
     """The measured values in a line: what the rule asks for, for each way, with intervals and units."""
-    return "; ".join(
-        f"{way}: {', '.join(_described(claim.rule, quantities))}"
-        if way
-        else ", ".join(_described(claim.rule, quantities))
-        for way, quantities in measurement.items()
-    )
-
-
-def _described(rule: Rule, quantities: Mapping[str, Any]) -> Sequence[str]:
+    bounds = claim.rule.bounds
+    alone = len(bounds) == 1 and "" not in measurement  # then its name stands in front, once
     parts = []
-    for name, bound in rule.bounds.items():
-        found = _interval(quantities[name])
-        text = typeset_interval(found.estimate, found.low, found.high)
-        text = f"{name} {text} {bound.unit}" if bound.unit else f"{name} {text}"
-        if found.method == "regression":
-            text += f" (regression, {found.n} points)"
-        elif found.n:
-            text += f" (n = {found.n})" if found.method == "mean" else f" ({found.method}, n = {found.n})"
-        parts.append(text)
-    return parts
+    for way, quantities in measurement.items():
+        values = [_described(bound, _interval(quantities[name])) for name, bound in bounds.items()]
+        named = values if alone else [f"{name} {value}" for name, value in zip(bounds, values, strict=True)]
+        parts.append(f"{way}: {', '.join(named)}" if way else ", ".join(named))
+    text = "; ".join(parts)
+    return f"{next(iter(bounds))} – {text}" if alone and text else text
+
+
+def _described(bound: Bound, found: Interval) -> str:
+    text = typeset_interval(found.estimate, found.low, found.high)
+    text = f"{text} {bound.unit}" if bound.unit else text
+    if found.method == "regression":
+        return f"{text} (regression, {found.n} points)"
+    if found.n:
+        return f"{text} (n = {found.n})" if found.method == "mean" else f"{text} ({found.method}, n = {found.n})"
+    return text

@@ -20,7 +20,8 @@ def typeset(x: float, digits: int = 3) -> str:
 def typeset_interval(estimate: float, low: float | None, high: float | None) -> str:
     """An estimate and its interval in brackets, with equal decimals: two digits of the interval's width.
 
-    No more than four digits of the numbers are shown. Where the ends differ by a factor of ten and more, and where a number is not finite, each has its own digits.
+    No more than four digits of the numbers are shown. Where the ends differ by a factor of ten and more, and where
+    a number is not finite, each has its own digits.
     """
     if low is None or high is None or low == high:
         return typeset(estimate)

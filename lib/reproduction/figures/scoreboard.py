@@ -21,9 +21,9 @@ SIGNS = {
     Verdict.UNTESTED: ("·", "0.55"),
 }
 LINE = 0.27  # inches
-CLAIM, MEASURED, SOURCE = 0.026, 0.36, 0.80
+CLAIM, MEASURED, SOURCE = 0.026, 0.33, 0.79
 """Where the columns begin, as a share of the width."""
-LONGEST = 66
+LONGEST = 78
 """Characters of a measurement; one in several ways begins with the first of them."""
 
 
@@ -53,7 +53,7 @@ def draw_scoreboard(table: pd.DataFrame, title: str) -> Figure:
             style = "normal" if whose == "paper" else "italic"
             axes.text(CLAIM, middle, row.short, va="center", size=9.5, style=style)
             axes.text(MEASURED, middle, textwrap.shorten(row.here, LONGEST, placeholder=" …"), va="center", size=8.5)
-            axes.text(SOURCE, middle, row.source, va="center", size=8.5, color="0.35")
+            axes.text(SOURCE, middle, row.source.partition(";")[0], va="center", size=8.5, color="0.35")
             top += 1
     legend = [f"{sign} {verdict}: {(table['verdict'] == str(verdict)).sum()}" for verdict, (sign, _) in SIGNS.items()]
     legend.append("italic: not the paper's claim")
