@@ -150,8 +150,8 @@ def test_whose_claims_they_are_is_counted_apart() -> None:
     rows += [row(Verdict.UNDECIDED, "Open.", "later"), row(Verdict.HOLDS, "Old.", "background")]
     board = {f"a.{k}": one for k, one in enumerate(rows)}
     assert tally(board) == (
-        "Of 2 claims of the paper, 1 holds, 1 does not, 0 are undecided. "
-        "Of 2 later findings, 1 holds, 0 do not, 1 is undecided. "
+        "Of 2 claims of the paper, 1 holds, 1 does not, 0 are undecided.\n"
+        "Of 2 later findings, 1 holds, 0 do not, 1 is undecided.\n"
         "Of 1 result from before the paper, 1 holds, 0 do not, 0 are undecided."
     )
     page = results_page(board, {})

@@ -112,7 +112,7 @@ def by_verdict(rows: Iterable[Mapping[str, Any]]) -> dict[Verdict, list[Mapping[
 
 
 def tally(board: Board) -> str:
-    """How many claims hold, in a sentence for each of those who claim."""
+    """How many claims hold, in a line for each of those who claim."""
     sentences = []
     for whose in WHOSE:
         rows = [row for row in board.values() if row["whose"] == whose]
@@ -125,7 +125,7 @@ def tally(board: Board) -> str:
             waiting = counts[Verdict.UNTESTED]
             text += f", {_counted(waiting, 'is', 'are')} not measured at full scale yet" if waiting else ""
             sentences.append(f"{text}.")
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _counted(n: int, one: str, several: str) -> str:
