@@ -225,7 +225,7 @@ def test_maximum_likelihood_finds_what_its_parts_find(
     assert back["two moons", 1e-3] == pytest.approx(errors[0], rel=1e-2)
     grid = density_grid(transported_density(flow, 0.5), maximum_likelihood.EDGE, 5)
     torch.testing.assert_close(found.densities["two moons"][0], grid, rtol=1e-3, atol=1e-6)
-    assert found.frames["animation"].shape == found.frames["picture"].shape == (12, 70, 70)
+    assert found.frames["animation"].shape == found.frames["picture"].shape == (10, 100, 100)
     assert set(found.costs["work"]) == {"density", "sampling, with density", "sampling"}
     assert (found.costs[["nfe", "seconds"]] > 0).all(axis=None)
     assert len(found.masses) == 4

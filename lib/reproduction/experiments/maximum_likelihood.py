@@ -33,7 +33,7 @@ __all__ = ["EDGE", "Results", "results"]
 EDGE = 4.5
 """Half the side of the square that is drawn."""
 
-FRAMES, FRAME_PIXELS = 12, 70
+FRAMES, FRAME_PIXELS = 10, 100
 """Of a moving picture: how many, and how many pixels in a row of one."""
 
 LETTERS = "ODE"
