@@ -293,10 +293,10 @@ def test_animations_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert first == tmp_path / "a.gif"
     assert first.read_bytes() == second.read_bytes()
     with Image.open(first) as picture:
-        assert picture.size == (8, 8)
+        assert picture.size == (12, 12)
         assert picture.n_frames == 4  # forth and back
         # The first row of a density is drawn below.
-        assert picture.convert("RGB").getpixel((0, 7)) != picture.convert("RGB").getpixel((0, 0))
+        assert picture.convert("RGB").getpixel((0, 11)) != picture.convert("RGB").getpixel((0, 0))
     with pytest.raises(InvalidArgumentError, match="at least one density"):
         save_animation([], tmp_path / "c")
 

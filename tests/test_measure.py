@@ -1,4 +1,4 @@
-"""Counting memory, and fitting lines."""
+"""Counting memory and operations, and fitting lines."""
 
 import sys
 import time
@@ -11,10 +11,12 @@ import pytest
 import scipy.stats
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from reproduction.experiments import memory
 from reproduction.experiments.step_memory import NETWORKS, build, checkpoint_bound, measure_memory
+<<<<<<< HEAD
 from reproduction.measure.fits import (
     Interval,
     fit_line,
@@ -25,7 +27,12 @@ from reproduction.measure.fits import (
     ratio_interval,
     share_interval,
 )
+=======
+from reproduction.measure.cpu_time import shortest_seconds
+from reproduction.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
+>>>>>>> work-h3
 from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
+from reproduction.measure.operations import OperationCounter
 from reproduction.measure.timing import seconds_of
 from reproduction.notation import typeset, typeset_interval
 from reproduction.workspace import Workspace
@@ -117,6 +124,41 @@ def test_seconds_are_those_of_the_work() -> None:
     """From its beginning to its end."""
     seconds = seconds_of(lambda: time.sleep(0.05), torch.device("cpu"))
     assert 0.05 <= seconds < 5
+
+
+def test_the_shortest_cpu_time_is_that_of_the_fastest_call() -> None:
+    """The first of four calls does not count; sleeping takes no CPU time."""
+    numbers = iter([0, 400_000, 10, 400_000])
+
+    def work() -> None:
+        time.sleep(0.001)
+        sum(range(next(numbers)))
+
+    whole = time.process_time()
+    assert 0 <= shortest_seconds(work, 3) < (time.process_time() - whole) / 3
+    assert next(numbers, None) is None
+
+
+def test_operations_of_products_are_those_of_pytorchs_own_counter() -> None:
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    with OperationCounter() as ours, FlopCounterMode(display=False) as theirs:
+        (a @ b).T @ a
+    assert ours.total == theirs.get_total_flops() == 2 * 3 * 5 * 7 + 2 * 7 * 3 * 5
+
+
+def test_operations_that_pytorchs_own_counter_leaves_out() -> None:
+    a, v = torch.randn(3, 5), torch.randn(5)
+    with OperationCounter() as ours, FlopCounterMode(display=False) as theirs:
+        h = torch.tanh(a @ v)  # 15 multiplications, 15 additions, 3 of tanh
+        h += 2 * h.square()  # 3 each
+        (1 - h)[:, None].sum()  # 3 and 3
+    assert ours.total == 30 + 3 + 9 + 3 + 3
+    assert theirs.get_total_flops() == 0
+
+
+def test_no_operation_goes_uncounted() -> None:
+    with OperationCounter(), pytest.raises(UnknownNameError, match="unknown operator '_linalg_slogdet'"):
+        torch.linalg.slogdet(torch.eye(2))
 
 
 def test_line_and_its_interval() -> None:
