@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from reproduction.experiments import memory
 from reproduction.experiments.step_memory import NETWORKS, build, checkpoint_bound, measure_memory
-<<<<<<< HEAD
+from reproduction.measure.cpu_time import shortest_seconds
 from reproduction.measure.fits import (
     Interval,
     fit_line,
@@ -27,10 +27,6 @@ from reproduction.measure.fits import (
     ratio_interval,
     share_interval,
 )
-=======
-from reproduction.measure.cpu_time import shortest_seconds
-from reproduction.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
->>>>>>> work-h3
 from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
 from reproduction.measure.operations import OperationCounter
 from reproduction.measure.timing import seconds_of
