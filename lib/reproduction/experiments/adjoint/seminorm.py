@@ -1,0 +1,93 @@
+"""What the seminorm saves where parameters outnumber the state, and whether the gradient is worse for it."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neural_ode import solve
+from neural_ode.errors import SolverError
+from neural_ode.gradients import Backsolve, RecursiveCheckpoint
+from reproduction.experiments.trials import Trial, last_state, loss_gradient
+from reproduction.experiments.wide_networks import task
+from reproduction.progress import tqdm
+from reproduction.results import csv_bytes
+from reproduction.training.weights import load_weights
+
+__all__ = ["NORMS", "TRAJECTORIES", "seminorm_counts", "seminorm_run"]
+
+NORMS = {"all": Backsolve(), "seminorm": Backsolve(norm="seminorm"), "quadrature": Backsolve(quadrature=True)}
+"""What the error control of the backward solve sees: all gradients, none of the parameters', or they are summed."""
+
+TRAJECTORIES = 4
+"""Few, so that the parameters outnumber the state."""
+
+MOST_STEPS = 10_000
+REFERENCE = 1e-10
+"""Tolerance of the solves that stand for the exact result: a thousandth of the least error, or less."""
+
+
+def seminorm_counts(trial: Trial, tolerances: Sequence[float]) -> list[dict[str, Any]]:
+    """Evaluations of the backward solve and errors of the gradient with each of `NORMS`.
+
+    Args:
+        trial: the problem.
+        tolerances: of the solves with `dopri5`, forwards and backwards.
+
+    Returns:
+        For each tolerance: numbers of `parameters` and of the `state`, the `loss`, evaluations `forward` and by the
+        name of the norm, `error, <norm>` relative to a far tighter solve of order 8, and the share `saved` by the
+        seminorm. What needs a solve that could not be finished is `None`.
+
+    Raises:
+        SolverError: a solve forwards, or that of the reference, could not be finished.
+    """
+    tight = {"method": "dopri8", "rtol": REFERENCE, "atol": REFERENCE, "gradient": RecursiveCheckpoint()}
+    exact, _ = loss_gradient(trial, **tight, max_steps=MOST_STEPS)
+    size = {
+        "parameters": sum(p.numel() for p in trial.f.parameters()),
+        "state": sum(part.numel() for part in trial.parts()),
+    }
+    rows = []
+    for tolerance in tqdm(tolerances, desc="seminorm", unit="tolerance"):
+        how: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "max_steps": MOST_STEPS}
+        with torch.no_grad():
+            solution = solve(trial.f, trial.y0, [trial.start, trial.end], **how)
+            loss = trial.loss(last_state(solution.y)).item()
+        row: dict[str, Any] = {**size, "tolerance": tolerance, "loss": loss, "forward": solution.stats.nfe}
+        for name, gradient in NORMS.items():
+            row[name] = row[f"error, {name}"] = None
+            with suppress(SolverError):
+                found, stats = loss_gradient(trial, gradient=gradient, **how)
+                assert stats.backward is not None
+                row[name] = stats.backward.nfe
+                row[f"error, {name}"] = float((found - exact).norm() / exact.norm())
+        finished = row["all"] is not None and row["seminorm"] is not None
+        row["saved"] = 1 - row["seminorm"] / row["all"] if finished else None
+        rows.append(row)
+    return rows
+
+
+def seminorm_run(
+    *,
+    network: str,
+    weights: str | None,
+    tolerances: Sequence[float],
+    files: Mapping[str, Path],
+    device: torch.device,
+) -> dict[str, bytes]:
+    """`seminorm_counts` as a run of `reproduction.results`.
+
+    Args:
+        network: a name in `TASKS`.
+        weights: checksum of the file that has them; random ones for `None`.
+        tolerances: of the solves.
+        files: weights by checksum.
+        device: where to solve.
+    """
+    trial = task(network, TRAJECTORIES)
+    if weights is not None:
+        load_weights(trial.f, files[weights])
+    return {".csv": csv_bytes(seminorm_counts(trial.to(device), tolerances))}
