@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +12,10 @@ from reproduction.experiments.adjoint.derivatives import derivatives_run
 from reproduction.experiments.adjoint.errors import accuracy_run
 from reproduction.experiments.adjoint.evaluations import evaluations_run
 from reproduction.experiments.adjoint.reversal import reconstruction_run
-from reproduction.experiments.adjoint.seminorm import seminorm_run
+from reproduction.experiments.adjoint.seminorm import seminorm_run, sizes
 from reproduction.experiments.adjoint.seminorm_mnist import seminorm_mnist_run
 from reproduction.experiments.trials import WEIGHTS, Trial, all_trials
 from reproduction.experiments.wide_networks import TASKS, training_run
-from reproduction.results import Run
 from reproduction.training.adjoint import METHODS, black_box_run, flow_run, network_run
 from reproduction.workspace import Workspace, choose_device
 
@@ -41,8 +41,8 @@ COUNTED = (
 )
 """Problems whose backward solves can be finished."""
 
-ODE_NET = "ODE-Net-0"
-"""The network of notebook 04."""
+MNIST, ODE_NET = "MNIST ODE-Net", "ODE-Net-0"
+"""A network of notebook 04, and which run trained it there."""
 
 
 class Results(NamedTuple):
@@ -52,7 +52,8 @@ class Results(NamedTuple):
         trials: the four problems whose gradients are measured.
         accuracy: a row for each problem, choice and tolerance: `error` of the gradient, and `drifted`.
         reconstruction: a row for each problem and tolerance: `error` of the state that came back.
-        evaluations: a row for each problem and tolerance; see `backward_evaluations`.
+        evaluations: a row for each problem and tolerance, see `backward_evaluations`, with the numbers of
+            `parameters` and of the `state`.
         seminorm: the same where parameters outnumber the state: a row for each `network`, with `weights` that are
             random or trained, and tolerance; see `seminorm_counts`.
         time_errors: of the gradients of the times, by choice.
@@ -121,6 +122,8 @@ def results(
     points = {f"black_box/{name}": {"method": name, "iterations": black_box_training} for name in METHODS}
     trained = obtain(black_box_run, points, label="any solver", device=where)
     trials = all_trials(files, where)
+    sized = pd.DataFrame([sizes(trials[name]) for name in evaluations["problem"]])
+    evaluations = pd.concat([evaluations, sized], axis=1)
     return Results(
         {name: trials[name] for name in FOUR},
         accuracy,
@@ -141,39 +144,27 @@ def _seminorm(work: Workspace, tolerances: Sequence[float], iterations: int, dev
     """The counts of networks whose parameters outnumber the state, with random and with trained weights."""
     obtain = work.store.obtain
     points = {f"wide/{_file_name(name)}": {"network": name, "iterations": iterations} for name in TASKS}
-    trained = obtain(training_run, points, label="wide networks", device=device)
-    ours = {run.identity(".safetensors"): run.file(".safetensors") for run in trained.values()}
-    weights = dict(zip(TASKS, ours, strict=True))
-    counts = {
-        (name, kind): {"network": name, "weights": checksum, "tolerances": list(tolerances)}
-        for name in TASKS
-        for kind, checksum in (("random", None), ("trained", weights[name]))
+    trained = dict(
+        zip(TASKS, obtain(training_run, points, label="wide networks", device=device).values(), strict=True)
+    )
+    files = {name: run.file(".safetensors") for name, run in trained.items()}
+    files[MNIST] = work.result("04_mnist", f"{ODE_NET}.safetensors")
+    checksums = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    how: dict[str, Any] = {
+        "label": "seminorm",
+        "files": {checksums[name]: files[name] for name in files},
+        "device": device,
     }
-    file = work.result("04_mnist", f"{ODE_NET}.safetensors")
-    of_mnist = hashlib.sha256(file.read_bytes()).hexdigest()
-    further = {
-        ("MNIST ODE-Net", kind): {"weights": checksum, "tolerances": list(tolerances)}
-        for kind, checksum in (("random", None), ("trained", of_mnist))
-    }
-    how: dict[str, Any] = {"label": "seminorm", "device": device}
-    found = {key: run.table() for key, run in _by_key(obtain, seminorm_run, counts, files=ours, **how).items()}
-    how["data"] = work.root / "data" / "mnist"
-    more = _by_key(obtain, seminorm_mnist_run, further, files={of_mnist: file}, **how)
-    found |= {key: run.table() for key, run in more.items()}
-    tables = [table.assign(network=name, weights=kind) for (name, kind), table in found.items()]
+    tables = []
+    for name, weights in product(files, ("random", "trained")):
+        run = f"seminorm/{_file_name(name)}-{weights}"
+        point = {"weights": checksums[name] if weights == "trained" else None, "tolerances": list(tolerances)}
+        if name == MNIST:
+            found = obtain(seminorm_mnist_run, {run: point}, data=work.root / "data" / "mnist", **how)
+        else:
+            found = obtain(seminorm_run, {run: {"network": name, **point}}, **how)
+        tables.append(found[run].table().assign(network=name, weights=weights))
     return pd.concat(tables, ignore_index=True)
-
-
-def _by_key(
-    obtain: Callable[..., dict[str, Run]],
-    function: Callable[..., Any],
-    points: Mapping[tuple[str, str], Mapping[str, Any]],
-    **bound: Any,
-) -> dict[tuple[str, str], Run]:
-    """The runs of networks with some weights, by both."""
-    names = {key: f"seminorm/{_file_name('-'.join(key))}" for key in points}
-    runs = obtain(function, {names[key]: point for key, point in points.items()}, **bound)
-    return {key: runs[name] for key, name in names.items()}
 
 
 def _file_name(name: str) -> str:

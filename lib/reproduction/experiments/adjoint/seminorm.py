@@ -16,7 +16,7 @@ from reproduction.progress import tqdm
 from reproduction.results import csv_bytes
 from reproduction.training.weights import load_weights
 
-__all__ = ["NORMS", "TRAJECTORIES", "seminorm_counts", "seminorm_run"]
+__all__ = ["NORMS", "TRAJECTORIES", "seminorm_counts", "seminorm_run", "sizes"]
 
 NORMS = {"all": Backsolve(), "seminorm": Backsolve(norm="seminorm"), "quadrature": Backsolve(quadrature=True)}
 """What the error control of the backward solve sees: all gradients, none of the parameters', or they are summed."""
@@ -27,6 +27,14 @@ TRAJECTORIES = 4
 MOST_STEPS = 10_000
 REFERENCE = 1e-2
 """Tolerance of the solve of order 8 that stands for the exact result, over the least tolerance."""
+
+
+def sizes(trial: Trial) -> dict[str, int]:
+    """How many numbers the `parameters` of a problem are, and its `state`."""
+    return {
+        "parameters": sum(p.numel() for p in trial.f.parameters()),
+        "state": sum(part.numel() for part in trial.parts()),
+    }
 
 
 def seminorm_counts(trial: Trial, tolerances: Sequence[float]) -> list[dict[str, Any]]:
@@ -47,10 +55,7 @@ def seminorm_counts(trial: Trial, tolerances: Sequence[float]) -> list[dict[str,
     least = REFERENCE * min(tolerances)
     tight = {"method": "dopri8", "rtol": least, "atol": least, "gradient": RecursiveCheckpoint()}
     exact, _ = loss_gradient(trial, **tight, max_steps=MOST_STEPS)
-    size = {
-        "parameters": sum(p.numel() for p in trial.f.parameters()),
-        "state": sum(part.numel() for part in trial.parts()),
-    }
+    size = sizes(trial)
     rows = []
     for tolerance in tqdm(tolerances, desc="seminorm", unit="tolerance"):
         how: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "max_steps": MOST_STEPS}
