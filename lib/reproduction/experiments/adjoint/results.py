@@ -55,7 +55,7 @@ class Results(NamedTuple):
         evaluations: a row for each problem and tolerance, see `backward_evaluations`, with the numbers of
             `parameters` and of the `state`.
         seminorm: the same where parameters outnumber the state: a row for each `network`, with `weights` that are
-            random or trained, and tolerance; see `seminorm_counts`.
+            random or trained, tolerance and scale of the loss; see `seminorm_counts`.
         time_errors: of the gradients of the times, by choice.
         hessian: the error of a Hessian-vector product.
         losses: at the end of trainings through a solver, by solver.
@@ -80,6 +80,7 @@ def results(
     flow_training: int,
     black_box_training: int,
     seminorm_tolerances: Sequence[float],
+    seminorm_scales: Sequence[float],
     seminorm_training: int,
     device: str,
 ) -> Results:
@@ -91,7 +92,8 @@ def results(
         count_tolerances: of the backward solves whose evaluations are counted.
         training, flow_training: iterations of the network and of the flow among the problems.
         black_box_training: iterations of the networks that are trained through any solver.
-        seminorm_tolerances: of the backward solves of networks whose parameters outnumber the state.
+        seminorm_tolerances, seminorm_scales: of the solves of networks whose parameters outnumber the state, and
+            factors of their losses.
         seminorm_training: iterations of these networks.
         device: where to compute.
 
@@ -116,7 +118,9 @@ def results(
     accuracy = table(accuracy_run, "accuracy", FOUR, tolerances)
     reconstruction = table(reconstruction_run, "reconstruction", REVERSED, tolerances)
     evaluations = table(evaluations_run, "evaluations", COUNTED, count_tolerances)
-    seminorm = _seminorm(work, seminorm_tolerances, seminorm_training, where)
+    seminorm = _seminorm(
+        work, {"tolerances": list(seminorm_tolerances), "scales": list(seminorm_scales)}, seminorm_training, where
+    )
     points = {"derivatives": _point("trained network", weights)}
     (run,) = obtain(derivatives_run, points, label="derivatives", files=files, device=where).values()
     points = {f"black_box/{name}": {"method": name, "iterations": black_box_training} for name in METHODS}
@@ -140,25 +144,20 @@ def _point(problem: str, weights: Mapping[str, str], **settings: Any) -> dict[st
     return {"problem": problem, "weights": weights.get(problem), **settings}
 
 
-def _seminorm(work: Workspace, tolerances: Sequence[float], iterations: int, device: torch.device) -> pd.DataFrame:
+def _seminorm(work: Workspace, counted: Mapping[str, Any], iterations: int, device: torch.device) -> pd.DataFrame:
     """The counts of networks whose parameters outnumber the state, with random and with trained weights."""
     obtain = work.store.obtain
     points = {f"wide/{_file_name(name)}": {"network": name, "iterations": iterations} for name in TASKS}
-    trained = dict(
-        zip(TASKS, obtain(training_run, points, label="wide networks", device=device).values(), strict=True)
-    )
-    files = {name: run.file(".safetensors") for name, run in trained.items()}
+    trained = obtain(training_run, points, label="wide networks", device=device)
+    files = {name: run.file(".safetensors") for name, run in zip(TASKS, trained.values(), strict=True)}
     files[MNIST] = work.result("04_mnist", f"{ODE_NET}.safetensors")
     checksums = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
-    how: dict[str, Any] = {
-        "label": "seminorm",
-        "files": {checksums[name]: files[name] for name in files},
-        "device": device,
-    }
+    by_checksum = {checksums[name]: file for name, file in files.items()}
+    how: dict[str, Any] = {"label": "seminorm", "files": by_checksum, "device": device}
     tables = []
     for name, weights in product(files, ("random", "trained")):
         run = f"seminorm/{_file_name(name)}-{weights}"
-        point = {"weights": checksums[name] if weights == "trained" else None, "tolerances": list(tolerances)}
+        point = {"weights": checksums[name] if weights == "trained" else None, **counted}
         if name == MNIST:
             found = obtain(seminorm_mnist_run, {run: point}, data=work.root / "data" / "mnist", **how)
         else:

@@ -46,6 +46,7 @@ def seminorm_mnist_run(
     *,
     weights: str | None,
     tolerances: Sequence[float],
+    scales: Sequence[float],
     files: Mapping[str, Path],
     data: Path,
     device: torch.device,
@@ -54,7 +55,7 @@ def seminorm_mnist_run(
 
     Args:
         weights: checksum of the file that has them; random ones for `None`.
-        tolerances: of the solves.
+        tolerances, scales: see `seminorm_counts`.
         files: weights by checksum.
         data: the folder of MNIST.
         device: where to solve.
@@ -63,4 +64,4 @@ def seminorm_mnist_run(
     model = mnist_net("ODE-Net").to(device) if weights is None else load_ode_net(files[weights], device)
     assert isinstance(model, MnistNet)
     test = load_splits(data, [None, None, IMAGES]).test
-    return {".csv": csv_bytes(seminorm_counts(ode_net_trial(model, test), tolerances))}
+    return {".csv": csv_bytes(seminorm_counts(ode_net_trial(model, test), tolerances, scales))}
