@@ -1,7 +1,7 @@
 """Logarithmic axes that end where values stop meaning anything, with rows above for what lies beyond."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from neural_ode.errors import needs
@@ -66,23 +66,25 @@ def plot_to_edge(
         **style: keyword arguments of `plot`, a marker among them.
     """
     places, found = [float(value) for value in x], parted(y, edge)
-    panel.plot(places, found.inside, **style)
-    panel.plot([aside * place for place in places], found.above, **{**style, "ls": "", "label": None})
+    (curve,) = panel.plot(places, found.inside, **style)
+    rows = {**style, "color": curve.get_color(), "ls": "", "label": None}
+    panel.plot([aside * place for place in places], found.above, **rows)
 
 
-def name_rows(panel: Axes, edge: Edge, lowest: float) -> None:
+def name_rows(panels: Sequence[Axes], edge: Edge, lowest: float) -> None:
     """Set the ends of a logarithmic vertical axis, with ticks at even powers of ten and at the two rows.
 
     Args:
-        panel: which.
+        panels: those that share the axis.
         edge: of the axis.
         lowest: the lower end.
     """
+    axis, top = panels[0], 3 * edge.unfinished
     powers = range(math.ceil(math.log10(lowest)), math.floor(math.log10(edge.limit)) + 1)
     even = [power for power in powers if power % 2 == 0]
-    panel.set_ylim(lowest, edge.unfinished * 3)
-    names = [f"$10^{{{power}}}$" for power in even]
-    panel.set_yticks([*(10.0**power for power in even), edge.beyond, edge.unfinished])
-    panel.set_yticklabels([*names, f"> {edge.limit:g}", "not finished"])
-    panel.yaxis.set_minor_locator(NullLocator())
-    panel.axhspan(math.sqrt(edge.limit * edge.beyond), edge.unfinished * 3, color="0.95", zorder=0)
+    axis.set_ylim(lowest, top)
+    axis.set_yticks([*(10.0**power for power in even), edge.beyond, edge.unfinished])
+    axis.set_yticklabels([*(f"$10^{{{power}}}$" for power in even), f"> {edge.limit:g}", "not finished"])
+    axis.yaxis.set_minor_locator(NullLocator())
+    for panel in panels:
+        panel.axhspan(math.sqrt(edge.limit * edge.beyond), top, color="0.94", lw=0, zorder=0)
