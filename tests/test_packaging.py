@@ -106,6 +106,7 @@ EXTRAS = {
         "experiments.spirals": ["pandas"],
         "experiments.tolerance.results": ["pandas"],
         "figures.animation": ["matplotlib", "PIL"],
+        "figures.edges": ["matplotlib"],
         "figures.interactive": ["ipywidgets", "matplotlib"],
         "figures.scoreboard": ["pandas", "seaborn", "matplotlib"],
         "figures.spirals": ["seaborn"],

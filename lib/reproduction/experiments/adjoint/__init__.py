@@ -6,7 +6,7 @@ Each measurement stands in a module of its own, so that a change of one leaves t
 from reproduction.experiments.adjoint.pieces import Piece, adjoint_pieces
 from reproduction.experiments.adjoint.results import Results, results
 from reproduction.experiments.adjoint.reversal import RoundTrip, round_trip
-from reproduction.experiments.adjoint.verdicts import error_at, error_ratio, exactness
+from reproduction.experiments.adjoint.verdicts import error_at, error_ratio, exactness, saved_by_problem
 from reproduction.experiments.trials import CHOICES, Pendulum, Trial
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "exactness",
     "results",
     "round_trip",
+    "saved_by_problem",
 ]

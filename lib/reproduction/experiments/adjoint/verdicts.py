@@ -1,9 +1,10 @@
-"""What the rules of the claims ask for, from the errors of one problem over the tolerances.
+"""What the rules of the claims ask for, from what was measured over the tolerances.
 
-Everywhere, `rows` has the columns `tolerance` and `error`, which is missing where a solve could not be finished.
+`rows` always has the columns `tolerance` and `error`, which is missing where a solve could not be finished.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from neural_ode.errors import needs
@@ -12,7 +13,7 @@ from reproduction.measure.fits import fit_line
 with needs("notebooks"):
     import pandas as pd
 
-__all__ = ["error_at", "error_ratio", "exactness"]
+__all__ = ["error_at", "error_ratio", "exactness", "saved_by_problem"]
 
 TIGHT = 1e-5
 """From here on a solve is more than a few steps, so that its error follows the tolerance."""
@@ -45,3 +46,19 @@ def error_at(rows: pd.DataFrame, tolerance: float) -> float:
 def error_ratio(rows: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> float:
     """The error at a tolerance over that of another way to solve."""
     return error_at(rows, tolerance) / error_at(other, tolerance)
+
+
+def saved_by_problem(counts: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """What the seminorm saves, in % of the evaluations: for each problem the median over tolerances.
+
+    Args:
+        counts: a row for each problem and tolerance, with the share `saved`; it is missing where a solve could not
+            be finished.
+        names: the columns that tell one problem from another.
+
+    Returns:
+        By problem, without those none of whose solves could be finished.
+    """
+    shares = 100 * counts["saved"].astype(float)
+    found: pd.Series = shares.groupby([counts[name] for name in names], sort=False).median()
+    return found.dropna()
