@@ -71,7 +71,7 @@ GOOD = """
       law: {gain: {at_least: 0, at_most: 1.5e-3}}
     scale: quick
     amended:
-      - {date: 2026-11-29, reason: too vague, rule: it works, verdict: holds, here: it does}
+      - {date: "2026-11-29", reason: too vague, rule: it works, verdict: holds, here: it does}
 """
 
 
@@ -93,6 +93,7 @@ GOOD = """
             ("scale: quick", "scale: quick\n    whose: background\n    reference: Ott et al. 2021"),
             r"group\.name: background, but its reference is Ott et al\. 2021",
         ),
+        (('"2026-11-29"', "2026-11-29"), r"group\.name: a date stands in quotes"),
         (("verdict: holds", "verdict: held"), r"group\.name: unknown verdict 'held'"),
         (("reason: too vague, ", ""), r"group\.name: .*missing 1 required positional argument: 'reason'"),
         (("  group.name:\n", "  - name\n  # "), r"claims\.yaml"),

@@ -74,6 +74,8 @@ class Amendment:
     here: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.date, str):  # of YAML's own type, for which DVC has no place
+            raise InvalidArgumentError(f"a date stands in quotes, got {self.date!r}")
         if self.verdict not in {*Verdict}:
             raise UnknownNameError("verdict", self.verdict, [str(v) for v in Verdict])
 
@@ -146,7 +148,7 @@ def load_claims(file: Path = FILE) -> dict[str, Claim]:
 def _claim(id: str, notebook: str, fields: Any) -> Claim:
     if not isinstance(fields, dict):
         raise InvalidArgumentError(f"a claim must have fields, got {fields!r}")
-    amended = tuple(Amendment(**{**one, "date": str(one["date"])}) for one in fields.get("amended", []))
+    amended = tuple(Amendment(**one) for one in fields.get("amended", []))
     given = {**fields, "amended": amended}
     if "rule" in fields:
         given["rule"] = parse_rule(fields["rule"])
