@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,12 @@ SINGLE = 1e-6
 
 TIGHT = 1e-5
 """What a network is solved with to see whether it is an ODE."""
+
+PAPERS = "VODE"
+"""The solver of the paper in `BOTH_WAYS`."""
+
+STIFF = 1e-6
+"""Tolerance at which stiff problems are solved."""
 
 VALIDATION_SIZE = 500
 JOINT_BATCHES = 10
@@ -81,13 +87,12 @@ def results(
     tolerances: Sequence[float],
     repeats: int,
     loss_scales: Sequence[float],
-    backward_images: int,
-    backward_batches: int,
+    backward: Mapping[str, int],
     test_size: int | None,
+    further_size: int | None,
     tight_tolerance: float,
     sizes: Sequence[int],
     stiffness: Sequence[float],
-    stiff_tolerance: float,
     coarse_seeds: Mapping[str, Sequence[int]],
     coarse_train_size: int | None,
     coarse_epochs: int,
@@ -105,13 +110,12 @@ def results(
         tolerances: of the sweep.
         repeats: how often a solve is timed.
         loss_scales: factors of the loss.
-        backward_images, backward_batches: test images in a batch that is solved forwards and backwards, and how
-            many of these for each network.
+        backward: `images` in a batch that is solved forwards and backwards, and how many `batches` of each network.
         test_size: test images, all for `None`.
+        further_size: how many of them the networks after the first one solve one by one, and jointly.
         tight_tolerance: the second one that every image is solved at.
         sizes: of batches that are solved jointly.
         stiffness: rates at which solutions attract.
-        stiff_tolerance: of these solves.
         coarse_seeds: by the name of a solver in `COARSE`, the seeds of the networks that are trained with it.
         coarse_train_size: training images of the coarse networks, all for `None`.
         coarse_epochs, coarse_batch_size, coarse_peak_lr: of their trainings.
@@ -128,24 +132,18 @@ def results(
     }
     ours: dict[str, Any] = {"files": {_checksum(file): file for file in trained.values()}, **how}
 
-    both: dict[str, Any] = {"images": backward_images, "batches": backward_batches, "tolerance": training_tolerance}
-    cases = itertools.product(networks, BOTH_WAYS)
+    both: dict[str, Any] = {**backward, "tolerance": training_tolerance}
+    # What decides is the paper's kind of solver; the others are beside it, on the first network.
+    cases = [(name, solver) for name in networks for solver in BOTH_WAYS if solver == PAPERS or name == networks[0]]
     points = {f"backward/{name}/{solver}": {"solver": solver, **measured[name], **both} for name, solver in cases}
-    backward = work.store.obtain(backward_run, points, label="both ways", **ours)
-    digits = _digits(work, measured, (training_tolerance, tight_tolerance), ours)
+    both_ways = work.store.obtain(backward_run, points, label="both ways", **ours)
+    further = {name: {**measured[name], "test_size": further_size} for name in networks[1:]}
+    digits = _digits(work, measured | further, (training_tolerance, tight_tolerance), ours)
     shared = _sharing(work, digits, sizes, ours)
-    stiff: dict[str, Any] = {"stiffness": list(stiffness), "tolerance": stiff_tolerance}
+    stiff: dict[str, Any] = {"stiffness": list(stiffness), "tolerance": STIFF}
     points = {f"stiffness/{_file_name(name)}": {"solver": name, **stiff} for name in STIFF_SOLVERS}
     stiff_solves = work.store.obtain(stiffness_run, points, label="stiffness")
 
-    training = {"epochs": coarse_epochs, "batch_size": coarse_batch_size, "peak_lr": coarse_peak_lr}
-    coarse = _coarse_networks(work, training, coarse_seeds, coarse_train_size, how)
-    own = {(_label(training_tolerance), seed): Tested(name, trained[name]) for seed, name in enumerate(networks)}
-    solvers = {**COARSE, "Euler, 32 steps": {"method": "euler", "step_size": 1 / 32}}
-    solvers |= {_label(x): _adaptive(x) for x in (training_tolerance, TIGHT)}
-    matrix = _errors(work, coarse | own, solvers, test_size, how)
-    by_tolerance = {_label(x): _adaptive(x) for x in tolerances if x > SINGLE}
-    swept = _errors(work, dict([next(iter(own.items()))]), by_tolerance, test_size, how)
     batch = {**measured[networks[0]], "images": images}
     sweep = {**batch, "batches": batches, "tolerances": list(tolerances), "repeats": repeats}
     points = {f"forward/{name}": {"solver": name, **sweep} for name in SOLVERS}
@@ -153,16 +151,27 @@ def results(
     scaled = {**batch, "scales": list(loss_scales), "tolerance": training_tolerance}
     points = {f"scales/{name}": {"solver": name, **scaled} for name in SOLVERS}
     scales = work.store.obtain(scales_run, points, label="scaled losses", **ours)
+
+    own = {(_label(training_tolerance), seed): Tested(name, trained[name]) for seed, name in enumerate(networks)}
+    solvers = {**COARSE, "Euler, 32 steps": {"method": "euler", "step_size": 1 / 32}}
+    solvers |= {_label(x): _adaptive(x) for x in (training_tolerance, TIGHT)}
+    own_errors = _errors(work, own, _tests(own, solvers), test_size, how)
+    by_tolerance = {_label(x): _adaptive(x) for x in tolerances if x > SINGLE}
+    first = next(iter(own))
+    swept = _errors(work, {first: own[first]}, {first: by_tolerance}, test_size, how)
+    training = {"epochs": coarse_epochs, "batch_size": coarse_batch_size, "peak_lr": coarse_peak_lr}
+    coarse = _coarse_networks(work, training, coarse_seeds, coarse_train_size, how)
+    coarse_errors = _errors(work, coarse, _tests(coarse, solvers), test_size, how)
     return Results(
         load_ode_net(trained[networks[0]], where).double(),
         _tables(forward),
         _tables(scales),
-        _tables(backward, "network"),
+        _tables(both_ways, "network"),
         {x: float(e) for x, e in zip((x for x in tolerances if x > SINGLE), swept["error"], strict=True)},
         {key: _columns(run) for key, run in digits.items()},
         shared,
         _tables(stiff_solves),
-        matrix,
+        pd.concat([coarse_errors, own_errors], ignore_index=True),
     )
 
 
@@ -239,10 +248,17 @@ def _coarse_networks(
     return found
 
 
+def _tests(
+    networks: Iterable[tuple[str, int]], solvers: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, int], Mapping[str, Mapping[str, Any]]]:
+    """What networks are tested with: those of seed 0 with every solver, others with their own and a tight one."""
+    return {key: solvers if key[1] == 0 else {x: solvers[x] for x in (key[0], _label(TIGHT))} for key in networks}
+
+
 def _errors(
     work: Workspace,
     networks: Mapping[tuple[str, int], Tested],
-    solvers: Mapping[str, Mapping[str, Any]],
+    solvers: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]],
     test_size: int | None,
     how: Mapping[str, Any],
 ) -> pd.DataFrame:
@@ -251,7 +267,7 @@ def _errors(
     Args:
         work: of the notebook.
         networks: by what they were trained with, and the seed.
-        solvers: those that each network is tested with, by name.
+        solvers: for each of them, those that it is tested with, by name.
         test_size: see `results`.
         how: see `error_run`.
     """
@@ -259,10 +275,10 @@ def _errors(
     cases = {
         f"errors/{network.name}/{_file_name(tested)}": (key, tested)
         for key, network in networks.items()
-        for tested in solvers
+        for tested in solvers[key]
     }
     points = {
-        name: {"weights": weights[key], "solver": solvers[tested], "test_size": test_size}
+        name: {"weights": weights[key], "solver": solvers[key][tested], "test_size": test_size}
         for name, (key, tested) in cases.items()
     }
     files = {weights[key]: network.weights for key, network in networks.items()}
