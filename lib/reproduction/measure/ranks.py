@@ -16,7 +16,7 @@ RANKS = 1.06
 
 
 def rank_correlation_interval(x: Sequence[float], y: Sequence[float]) -> Interval:
-    """Spearman's coefficient with the interval of its inverse hyperbolic tangent, which is nearly normal (Fisher's z).
+    """Spearman's coefficient with the interval of Fisher's z, which is nearly normal: its `atanh`.
 
     Raises:
         InvalidArgumentError: fewer than four points.
