@@ -29,6 +29,7 @@ from reproduction.measure.fits import (
 )
 from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
 from reproduction.measure.operations import OperationCounter
+from reproduction.measure.ranks import quantile_ratio, rank_correlation_interval
 from reproduction.measure.timing import seconds_of
 from reproduction.notation import typeset, typeset_interval
 from reproduction.workspace import Workspace
@@ -276,6 +277,50 @@ def test_numbers_as_they_are_written(number: float, text: str) -> None:
 )
 def test_intervals_have_equal_decimals(numbers: tuple[float, float | None, float | None], text: str) -> None:
     assert typeset_interval(*numbers) == text
+
+
+def test_interval_of_a_rank_correlation() -> None:
+    # Fisher's z of 1/2 is log(3)/2; 1.06 / 106 is a hundredth.
+    x = list(range(109))
+    y = np.random.default_rng(2).permutation(109).tolist()
+    found = rank_correlation_interval(x, y)
+    z = np.arctanh(rank_correlation(x, y))
+    assert (found.low, found.high) == pytest.approx((np.tanh(z - 0.195996), np.tanh(z + 0.195996)), abs=1e-5)
+    assert found.n == 109
+    assert rank_correlation_interval(x, x[::-1]).low == -1
+    with pytest.raises(InvalidArgumentError, match="four points"):
+        rank_correlation_interval([1, 2, 3], [1, 2, 3])
+
+
+def test_interval_covers_a_rank_correlation_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    truth = 6 / np.pi * np.arcsin(0.25)  # of normal values that are correlated by one half
+    covered = 0
+    for _ in range(500):
+        x, noise = generator.standard_normal((2, 60))
+        found = rank_correlation_interval(x.tolist(), (0.5 * x + np.sqrt(0.75) * noise).tolist())
+        covered += found.low < truth < found.high
+    assert 0.92 < covered / 500 < 0.98
+
+
+def test_ratio_of_two_quantiles() -> None:
+    found = quantile_ratio(list(range(1, 1001)), 0.05, 0.95)
+    assert found.estimate == 950 / 50
+    # A binomial count of 50 in 1000 strays by 7; 98.75 % lie within 2.5 times as much.
+    assert found.low == pytest.approx(932.5 / 67.5, rel=0.04)
+    assert found.high == pytest.approx(967.5 / 32.5, rel=0.08)
+    assert quantile_ratio([7] * 200, 0.05, 0.95).high == 1
+    with pytest.raises(InvalidArgumentError, match="20 values do not enclose"):
+        quantile_ratio(list(range(1, 21)), 0.05, 0.95)
+
+
+def test_interval_covers_a_ratio_of_quantiles() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(300):
+        found = quantile_ratio(generator.exponential(size=300).tolist(), 0.05, 0.95)
+        covered += found.low <= np.log(0.05) / np.log(0.95) <= found.high
+    assert covered / 300 > 0.95
 
 
 def test_a_ratio_and_its_inverse_say_the_same() -> None:
