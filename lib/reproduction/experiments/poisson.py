@@ -53,6 +53,7 @@ def results(
     lr: float,
     steps: int,
     tolerance: float,
+    joint_seeds: Sequence[int],
     joint_series: int,
     joint_test_series: int,
     joint_batch_size: int,
@@ -70,6 +71,7 @@ def results(
         batch_size, steps: see `train_rate`.
         lr: the peak of the learning rate, also for the joint model.
         tolerance: of the solves, relative and absolute.
+        joint_seeds: of data and trainings of the joint model.
         joint_series, joint_test_series: of the joint model, to train and to test on.
         joint_batch_size, joint_steps, joint_noise: see `train_joint`.
         device: where to train.
@@ -105,14 +107,14 @@ def results(
             "training": joint_training,
             "solver": solver,
         }
-        for seed in seeds
+        for seed in joint_seeds
     }
     joint = work.store.obtain(joint_run, joint_points, label="joint models", **how)
     return Results(
         pd.DataFrame(rows),
-        pd.DataFrame([{"seed": s, **joint[f"joint-{s}"].table().iloc[-1].to_dict()} for s in seeds]),
+        pd.DataFrame([{"seed": s, **joint[f"joint-{s}"].table().iloc[-1].to_dict()} for s in joint_seeds]),
         {key: load_rate(key[0], trained[name].file(".safetensors"), **solver) for name, key in keys.items()},
-        load_joint(joint_noise, joint[f"joint-{seeds[0]}"].file(".safetensors"), **solver),
+        load_joint(joint_noise, joint[f"joint-{joint_seeds[0]}"].file(".safetensors"), **solver),
     )
 
 
