@@ -292,7 +292,6 @@ STUDY = [
     "study/weights-and-data",
     "study/twice-the-steps",
     "study/0.3-of-the-learning-rate",
-    "study/3-times-the-learning-rate",
     "study/small-start",
     "study/bounded",
     "study/bounded-small-start",

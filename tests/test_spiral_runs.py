@@ -14,7 +14,15 @@ import torch
 from neural_ode.errors import UnknownNameError
 from reproduction.experiments import extrapolation, spirals
 from reproduction.experiments.latent_space import FINE, TENTH, encoded, way, widest
-from reproduction.figures.spirals import PARTS, draw_latent_ode, draw_prediction
+from reproduction.figures.spirals import (
+    PARTS,
+    covered_curve,
+    draw_latent_ode,
+    draw_prediction,
+    draw_way,
+    share_frame,
+    true_curve,
+)
 from reproduction.measure.curves import largest_share, linear_accuracy, sign_changes, signed_area
 from reproduction.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
 from reproduction.models.latent_ode import LatentODE, spiral_latent_ode
@@ -323,7 +331,7 @@ def test_splits_share_no_series_and_training_reaches_what_is_predicted() -> None
 def test_figures_hold_what_they_say() -> None:
     data = spirals_for(BASE, 2, 30, 0, TEST)
     figure, axes = plt.subplots()
-    draw_prediction(axes, data, 0, data.truth[0, :100], data.truth[0, 100:], data.truth[:1])
+    draw_prediction(axes, data.truth[0], data.values[0], data.truth[0, :100], data.truth[0, 100:], data.truth[:1])
     colors = {line.get_label(): line.get_color() for line in axes.lines}
     assert colors["prediction in the window"] == PARTS["inside"]
     assert colors["prediction beyond it"] == PARTS["beyond"]
@@ -333,6 +341,42 @@ def test_figures_hold_what_they_say() -> None:
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     for part in ("$z_{t_0}$", "$x_{t_N}$", "ODE solve", "decoder", "extrapolated"):
         assert part in texts
+    plt.close(figure)
+
+
+def test_a_true_curve_goes_through_the_points_of_its_series() -> None:
+    data = spirals_for(replace(BASE, double=True), 4, 30, 0, TEST)
+    for row in range(4):
+        curve = true_curve("example", data, row, 3 * 199 + 1)
+        torch.testing.assert_close(curve[::3], data.truth[row])
+
+
+def test_what_training_covers_are_the_points_of_its_windows() -> None:
+    """From the first point of the first window to the last one of the last."""
+    train = spirals_for(replace(BASE, double=True), 2000, 30, 0, TRAIN)
+    for clockwise in (False, True):
+        curve, own = covered_curve("example", clockwise, 300), train.rows(train.clockwise == clockwise)
+        first, last = own.start.argmin(), own.start.argmax()
+        assert (own.start[first], own.start[last]) == (100, 300)
+        torch.testing.assert_close(curve[:100], own.truth[first, :100])
+        torch.testing.assert_close(curve[-100:], own.truth[last, :100])
+
+
+def test_a_frame_holds_all_curves_and_is_the_same_for_all_panels() -> None:
+    figure, panels = plt.subplots(1, 2)
+    share_frame(panels, [torch.tensor([[0.0, 1.0], [4.0, 2.0]]), torch.tensor([[-6.0, 1.5]])], margin=0.1)
+    for panel in panels:
+        assert (*panel.get_xlim(), *panel.get_ylim()) == pytest.approx((-7, 5, 0, 3))
+        assert panel.get_aspect() == 1
+    plt.close(figure)
+
+
+def test_a_way_has_the_colours_of_its_times() -> None:
+    figure, axes = plt.subplots()
+    curve, times = torch.arange(8.0).reshape(4, 2), torch.tensor([0.0, 1.0, 3.0, 6.0])
+    line = draw_way(axes, curve, times)
+    assert line.get_array().tolist() == [0.0, 1.0, 3.0]
+    assert [piece.tolist() for piece in line.get_segments()] == [curve[k : k + 2].tolist() for k in range(3)]
     plt.close(figure)
 
 

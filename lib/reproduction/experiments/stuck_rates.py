@@ -219,7 +219,6 @@ def study(
         CROSSED: (crossed, plain, usual),
         "twice the steps": (own[rate], plain, {**usual, "steps": 2 * steps}),
         "0.3 of the learning rate": (own[rate], plain, {**usual, "lr": 0.3 * lr}),
-        "3 times the learning rate": (own[rate], plain, {**usual, "lr": 3 * lr}),
         **{change: (own[rate], change, usual) for change in changes[:-1]},
         changes[-1]: ([case for name in rates for case in own[name]], changes[-1], usual),
     }
