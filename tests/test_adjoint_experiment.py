@@ -1,25 +1,37 @@
 """What notebook 02 measures with, against what can be known without it."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 import torch
 
 from neural_ode import solve
+from neural_ode.gradients import Backsolve, Direct
+from reproduction.data.mnist import Split
 from reproduction.experiments import adjoint
 from reproduction.experiments.adjoint.derivatives import hessian_vector_error, time_gradient_error
 from reproduction.experiments.adjoint.errors import accuracy
 from reproduction.experiments.adjoint.evaluations import backward_evaluations
 from reproduction.experiments.adjoint.reversal import reconstruction
-from reproduction.experiments.trials import Trial, problems
-from reproduction.measure.fits import median_interval
+from reproduction.experiments.adjoint.seminorm import TRAJECTORIES, seminorm_counts, sizes
+from reproduction.experiments.adjoint.seminorm_mnist import IMAGES, ode_net_trial
+from reproduction.experiments.trials import Trial, loss_gradient, problems
+from reproduction.experiments.wide_networks import TASKS, task
+from reproduction.experiments.wide_networks import train as train_task
+from reproduction.measure.fits import Interval, median_interval
+from reproduction.models.mnist import MnistNet, mnist_net
 from reproduction.models.small import Network
+from reproduction.models.wide import ControlledEquation, HamiltonianNetwork, Perceptron
 from reproduction.training.adjoint import METHODS, my_solver, train, two_networks
+from reproduction.training.weights import save_run
 from reproduction.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -48,13 +60,22 @@ def test_accuracy_names_what_fails(trials: dict[str, Trial]) -> None:
     assert [row["choice"] for row in rows if row["drifted"]] == ["reversible"]
 
 
-def test_slope_and_worst_ratio() -> None:
-    rows = pd.DataFrame([{"tolerance": 10.0**-k, "error": 3 * 10.0**-k} for k in range(3, 8)])
-    assert adjoint.error_slope(rows)["estimate"] == pytest.approx(1)
-    assert adjoint.worst_ratio(rows) == pytest.approx(3)
-    failed = rows.assign(error=np.nan)
-    assert adjoint.error_slope(failed)["high"] == 0
-    assert adjoint.worst_ratio(pd.concat([rows, failed])) == adjoint.FAILED
+def test_how_exact_a_gradient_is() -> None:
+    tolerances = [1e-3, 1e-5, 1e-6, 1e-7, 1e-8]
+    rows = pd.DataFrame({"tolerance": tolerances, "error": [0.5] + [3 * x for x in tolerances[1:]]})
+    direct = rows.assign(error=rows["error"] / 2)
+    found = adjoint.exactness(rows, direct)
+    assert found["slope"].slope == pytest.approx(1), "loose tolerances do not count"
+    assert found["slope"].n == 4
+    assert found["error at the tightest tolerance"] == pytest.approx(3e-8)
+    assert found["the same over that of direct"] == pytest.approx(2)
+
+
+def test_a_solve_that_could_not_be_finished_has_an_infinite_error() -> None:
+    rows = pd.DataFrame({"tolerance": [1e-4, 1e-5], "error": [0.1, None]}, dtype=object)
+    assert adjoint.error_at(rows, 1.1e-5) == math.inf
+    assert adjoint.error_at(rows, 0.9e-4) == 0.1
+    assert adjoint.error_ratio(rows, rows.assign(error=[0.2, 0.1]), 1e-5) == math.inf
 
 
 def test_reconstruction_of_a_pendulum_and_of_a_chaotic_solve(trials: dict[str, Trial]) -> None:
@@ -88,6 +109,121 @@ def test_seminorm_and_quadrature_are_counted(trials: dict[str, Trial]) -> None:
     assert row["quadrature"] > 6
 
 
+def test_layers_of_a_perceptron() -> None:
+    f = Perceptron(3, 5, 4, 3)
+    z = torch.randn(2, 3, dtype=torch.float64)
+    first, second, third = (x for x in f.layers if isinstance(x, torch.nn.Linear))
+    assert torch.equal(f(torch.tensor(0.0), z), third(torch.tanh(second(torch.tanh(first(z))))))
+
+
+def test_a_hamiltonian_network_follows_its_energy() -> None:
+    torch.manual_seed(0)
+    f = HamiltonianNetwork(2, 7)
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(f.energy(z).sum(), z)
+    expected = torch.cat([slope[:, 2:], -slope[:, :2]], 1)
+    torch.testing.assert_close(f(torch.tensor(0.0), z), expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        path = solve(f, z.detach(), [0.0, 3.0], rtol=1e-10, atol=1e-10).y
+        torch.testing.assert_close(f.energy(path[-1]), f.energy(path[0]), rtol=1e-8, atol=1e-8)
+
+
+def test_a_controlled_equation_is_a_change_along_a_series() -> None:
+    """`F dX/dt`, with the derivative of the series by finite differences."""
+    torch.manual_seed(0)
+    frequency, phase = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 2.5], [0.3, -1.0]))
+    f, z = ControlledEquation(3, 5, frequency, phase), torch.randn(2, 3, dtype=torch.float64)
+
+    def series(t: float) -> torch.Tensor:
+        return torch.stack([torch.full((2,), t, dtype=torch.float64), torch.sin(frequency * t + phase)], 1)
+
+    change = (series(0.7 + 1e-6) - series(0.7 - 1e-6)) / 2e-6
+    by_time, by_value = f.layers(z).chunk(2, 1)
+    expected = by_time * change[:, :1] + by_value * change[:, 1:]
+    torch.testing.assert_close(f(torch.tensor(0.7), z), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_parameters_outnumber_the_state(name: str) -> None:
+    trial = task(name, TRAJECTORIES)
+    size = sizes(trial)
+    assert size["parameters"] == sum(len(p.reshape(-1)) for p in trial.f.parameters()) > 10 * size["state"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_the_same_first_examples_and_weights_whatever_their_number(name: str) -> None:
+    few, many = task(name, 4), task(name, 64)
+    for a, b in zip(few.parts(), many.parts(), strict=True):
+        assert torch.equal(a, b[:4])
+    assert all(torch.equal(a, b) for a, b in zip(few.f.parameters(), many.f.parameters(), strict=True))
+    with torch.no_grad():
+        t = torch.tensor(0.2, dtype=torch.float64)
+        rows = [few.f(t, few.y0), many.f(t, many.y0)]
+    first, all_of_them = (x[0] if isinstance(x, tuple) else x for x in rows)
+    torch.testing.assert_close(all_of_them[:4], first)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_learned(name: str) -> None:
+    trial = task(name, 16)
+    assert train_task(trial, 12) < train_task(task(name, 16), 1)
+
+
+def test_the_targets_of_spirals_and_swings() -> None:
+    """The losses are zero where they should be: at the closed form, and at what the pendulum does."""
+    spirals = task("latent dynamics", 4)
+    angle = torch.tensor(4.0, dtype=torch.float64)  # two units of time, two radians each
+    turn = torch.stack([torch.stack([angle.cos(), angle.sin()]), torch.stack([-angle.sin(), angle.cos()])])
+    later = math.exp(-0.2) * spirals.y0[:, :2] @ turn
+    assert spirals.loss(torch.cat([later, torch.ones(4, 2)], 1)) < 1e-20
+    swings = task("Hamiltonian network", 4)
+    path = solve(adjoint.Pendulum(damping=0.0), swings.y0, [0.0, 2.0], rtol=1e-10, atol=1e-10).y
+    assert swings.loss(path[-1]) < 1e-14
+
+
+def test_seminorm_counts_and_errors() -> None:
+    trial = task("perceptron, 2 numbers", 3)
+    rows = seminorm_counts(trial, [1e-3, 1e-5], [1.0, 1e4])
+    assert [(row["tolerance"], row["scale"]) for row in rows] == list(itertools.product([1e-3, 1e-5], [1.0, 1e4]))
+    how = {"rtol": 1e-5, "atol": 1e-5}
+    exact, _ = loss_gradient(trial, method="dopri8", rtol=1e-11, atol=1e-11, gradient=Direct())
+    found, stats = loss_gradient(trial, gradient=Backsolve(norm="seminorm"), **how)
+    assert (rows[2]["forward"], rows[2]["seminorm"]) == (stats.nfe, stats.backward.nfe)
+    assert rows[2]["error, seminorm"] == pytest.approx(float((found - exact).norm() / exact.norm()), rel=0.2)
+    loss = trial.loss(solve(trial.f, trial.y0, [0.0, 1.0], **how).y[-1]).item()
+    assert rows[2]["loss"] == rows[3]["loss"] == pytest.approx(loss)
+    for row in rows:
+        assert row["saved"] == 1 - row["seminorm"] / row["all"]
+        assert row["seminorm"] == row["quadrature"], "both leave out what does not feed back"
+        assert row["state"] == 6
+    assert rows[3]["all"] > rows[2]["all"], "a larger loss has larger gradients"
+
+
+def test_the_ode_net_of_the_counts_is_the_network() -> None:
+    """Its loss is that of the whole network, and only the dynamics have parameters."""
+    torch.manual_seed(0)
+    model = mnist_net("ODE-Net", rtol=1e-8, atol=1e-8).eval()
+    assert isinstance(model, MnistNet)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (IMAGES, 1, 28, 28), generator=generator).to(torch.uint8)
+    labels = torch.tensor([3, 5])
+    trial = ode_net_trial(model, Split(images, labels))
+    assert sizes(trial) == {"parameters": 75_392, "state": 64 * 36 * IMAGES}
+    assert all(p.requires_grad for p in trial.f.parameters())
+    assert not model.head[-1].weight.requires_grad
+    with torch.no_grad():
+        end = solve(trial.f, trial.y0, [trial.start, trial.end], rtol=1e-8, atol=1e-8).y[-1]
+        expected = torch.nn.functional.cross_entropy(model(images.double() / 255), labels)
+    assert trial.loss(end).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_what_is_saved_by_problem() -> None:
+    rows = [("a", "x", 0.2), ("b", "x", None), ("a", "x", 0.4), ("a", "y", 0.1), ("a", "x", 0.9), ("c", "x", -0.1)]
+    counts = pd.DataFrame(rows, columns=["network", "weights", "saved"], dtype=object)
+    found = adjoint.saved_by_problem(counts, ["network", "weights"])
+    assert found.to_dict() == pytest.approx({("a", "x"): 40.0, ("a", "y"): 10.0, ("c", "x"): -10.0})
+
+
 def test_ten_lines_solve_an_equation() -> None:
     y0 = torch.tensor([1.0, 2.0], dtype=torch.float64)
     found = my_solver(lambda t, y: -t * y, y0, [0.0, 1.0, 2.0], 1e-3, 1e-3)
@@ -106,7 +242,7 @@ def test_median_interval_covers_95_percent(n: int) -> None:
 
 
 def test_median_of_few_values_has_no_interval() -> None:
-    assert median_interval([3.0, 1.0, 2.0]).as_dict() == {"estimate": 2.0, "low": None, "high": None, "n": 3}
+    assert median_interval([3.0, 1.0, 2.0]) == Interval(2.0, None, None, 3, "median")
 
 
 SMALL: dict[str, Any] = {
@@ -115,6 +251,9 @@ SMALL: dict[str, Any] = {
     "training": 2,
     "flow_training": 1,
     "black_box_training": 1,
+    "seminorm_tolerances": [1e-2],
+    "seminorm_scales": [1.0],
+    "seminorm_training": 1,
     "device": "cpu",
 }
 
@@ -128,13 +267,16 @@ def made(folder: Path) -> dict[str, int]:
 def test_results_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reproduction.experiments.adjoint.errors.MAX_STEPS", 50)
     monkeypatch.setattr("reproduction.experiments.trials.REFERENCE", 1e-6)
+    torch.manual_seed(0)
+    save_run(mnist_net("ODE-Net"), [], tmp_path / "results" / "quick" / "04_mnist", "ODE-Net-0")
+    (tmp_path / "data").symlink_to(ROOT / "data")
     work = Workspace("02_adjoint", "quick", tmp_path, tmp_path)
     found = adjoint.results(work, **SMALL)
     folder = tmp_path / "results" / "quick" / "02_adjoint"
     before = made(folder)
     again = adjoint.results(Workspace("02_adjoint", "quick", tmp_path, tmp_path), **SMALL)
     assert made(folder) == before
-    for table in ("accuracy", "reconstruction", "evaluations"):
+    for table in ("accuracy", "reconstruction", "evaluations", "seminorm"):
         assert getattr(again, table).equals(getattr(found, table))
     assert (again.time_errors, again.hessian, again.losses) == (found.time_errors, found.hessian, found.losses)
 
@@ -149,6 +291,13 @@ def test_results_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert found.hessian == hessian_vector_error(trial)
     assert list(found.accuracy["problem"].unique()) == list(found.trials)
     assert list(found.losses) == list(METHODS)
+    rows = found.seminorm.set_index(["network", "weights"])
+    assert len(rows) == 2 * (len(TASKS) + 1)
+    trial, trained_on = task("latent dynamics", TRAJECTORIES), task("latent dynamics", 64)
+    train_task(trained_on, 1)
+    trial.f.load_state_dict(trained_on.f.state_dict())
+    (row,) = seminorm_counts(trial, [1e-2], [1.0])
+    assert rows.loc["latent dynamics", "trained"][list(row)].to_dict() == row
     torch.manual_seed(0)
     assert found.losses["my_solver"] == train(Network(), 1, gradient="backsolve", method=my_solver)
 

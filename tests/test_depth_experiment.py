@@ -1,6 +1,7 @@
 """What notebook 01 draws: layers, the field, and where a solver evaluates it."""
 
 import math
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ class Line(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return -x[:, :1] / DEPTH
+
+
+class Cube(nn.Module):
+    """`dh/dt = -h³`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(x[:, :1] ** 3)
 
 
 def decay() -> Flow:
@@ -69,8 +77,23 @@ def test_the_trace_is_every_evaluation() -> None:
     found = trace(decay(), 2.0, **how)
     y0 = torch.tensor([[2.0]], dtype=torch.float64)
     assert len(found) == solve(lambda t, h: -h / DEPTH, y0, (0.0, 5.0), **how).stats.nfe
-    assert found[0] == (0.0, 2.0)
+    assert found[0] == (0.0, 2.0, True)
     assert all(0 <= e.t <= DEPTH for e in found)
+
+
+def test_the_trace_tells_points_of_the_solution_from_stages() -> None:
+    """Of `h' = -h³`, whose solution is `h / √(1 + 2 h² t)`."""
+    flow = Flow()
+    flow.f = Cube()
+    how = {"method": "dopri5", "rtol": 1e-7, "atol": 1e-7}
+    found = trace(flow, 2.0, **how)
+    stats = solve(lambda t, h: -(h**3), torch.tensor([2.0], dtype=torch.float64), (0.0, 5.0), **how).stats
+    accepted = [e for e in found if e.accepted]
+    assert len(accepted) == stats.accepted + 1
+    assert [e.t for e in accepted] == pytest.approx([0.0, *accumulate(stats.step_sizes)])
+    assert [e.h for e in accepted] == pytest.approx([2 / math.sqrt(1 + 8 * e.t) for e in accepted], rel=1e-5)
+    stages = [e for e in found if not e.accepted]
+    assert max(abs(e.h - 2 / math.sqrt(1 + 8 * e.t)) for e in stages) > 1e-3, "stages lie beside the solution"
 
 
 def test_euler_steps_become_the_ode() -> None:

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from neural_ode.errors import FileError, InvalidArgumentError, NeuralODEError
-from reproduction.claims import Verdict
 from reproduction.experiments.memory import CHOICES
 from reproduction.experiments.tolerance import SOLVERS
 from reproduction.figures.animation import save_animation
@@ -25,7 +24,9 @@ from reproduction.figures.scoreboard import draw_scoreboard
 from reproduction.figures.theme import COLORS, MARKERS, save_figure, use_theme
 from reproduction.files import read_json, replace_between, replacing, write_atomically
 from reproduction.models.mnist import MNIST_MODELS
+from reproduction.pipeline.readme import read_board
 from reproduction.results import MissingResultError
+from reproduction.rules import Verdict
 from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE, Workspace, choose_device, project_root
 
 
@@ -245,26 +246,41 @@ def test_every_network_has_a_look_of_its_own() -> None:
             assert len({looks[name] for name in together}) == len(together)
 
 
+def board(verdicts: list[str], **fields: list[str] | str) -> pd.DataFrame:
+    rows = {"short": "it works", "here": "1 [0, 2]", "whose": "paper", "source": "Table 1", "notebook": "04_toy"}
+    return pd.DataFrame({**rows, **fields, "verdict": verdicts})
+
+
 def test_scoreboard_shows_every_claim() -> None:
-    table = pd.DataFrame(
-        {
-            "claim": ["One.", "Two. " * 40, "Three.", "Four."],
-            "item": "Table 1",
-            "verdict": [str(v) for v in Verdict],
-        }
-    )
+    names = ["one", "two", "three", "four"]
+    measured = ["1", "x" * 5 + " y" * 60, "3", "4"]
+    table = board([str(v) for v in Verdict], short=names, here=measured, whose=["paper", "paper", "later", "later"])
     figure = draw_scoreboard(table, "Claims")
     texts = [text.get_text() for text in figure.axes[0].texts]
     for sign in "✓✗?·":
         assert texts.count(sign) == 1
-    assert any(text.count("\n") >= 1 for text in texts)
+    assert set(names) <= set(texts)
+    assert any(text.startswith("xxxxx y") and text.endswith("…") for text in texts), "cut, and marked as cut"
+    styles = {text.get_text(): text.get_style() for text in figure.axes[0].texts}
+    assert [styles[name] for name in names] == ["normal", "normal", "italic", "italic"]
+    plt.close(figure)
+
+
+def test_nothing_in_the_scoreboard_of_full_scale_lies_over_something_else(root: Path) -> None:
+    figure = draw_scoreboard(pd.DataFrame(read_board(root)).T, "Claims")
+    figure.draw_without_rendering()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    for k, one in enumerate(boxes):
+        for other in range(k):
+            assert not one.overlaps(boxes[other]), (texts[k].get_text(), texts[other].get_text())
+        assert one.x1 <= figure.bbox.x1, texts[k].get_text()
     plt.close(figure)
 
 
 def test_the_legend_of_the_scoreboard_counts_the_verdicts() -> None:
-    verdicts = [verdict for count, verdict in enumerate(Verdict, 1) for _ in range(count)]
-    table = pd.DataFrame({"claim": "It works.", "item": "Table 1", "verdict": list(map(str, verdicts))})
-    figure = draw_scoreboard(table, "Claims")
+    verdicts = [str(verdict) for count, verdict in enumerate(Verdict, 1) for _ in range(count)]
+    figure = draw_scoreboard(board(verdicts), "Claims")
     legend = figure.axes[0].texts[-1].get_text()
     for count, verdict in enumerate(Verdict, 1):
         assert re.search(rf"\S {verdict}: {count}(\s|$)", legend), legend
@@ -277,10 +293,10 @@ def test_animations_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert first == tmp_path / "a.gif"
     assert first.read_bytes() == second.read_bytes()
     with Image.open(first) as picture:
-        assert picture.size == (8, 8)
+        assert picture.size == (12, 12)
         assert picture.n_frames == 4  # forth and back
         # The first row of a density is drawn below.
-        assert picture.convert("RGB").getpixel((0, 7)) != picture.convert("RGB").getpixel((0, 0))
+        assert picture.convert("RGB").getpixel((0, 11)) != picture.convert("RGB").getpixel((0, 0))
     with pytest.raises(InvalidArgumentError, match="at least one density"):
         save_animation([], tmp_path / "c")
 

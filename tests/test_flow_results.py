@@ -9,14 +9,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from neural_ode import NonFiniteError
 from neural_ode.compiled import CannotCompile
 from reproduction.data.densities import get_target
 from reproduction.experiments import density_matching, maximum_likelihood
+from reproduction.experiments.flow_measurements import unseen_points
 from reproduction.experiments.flow_search import likelihood_trial, matching_trial
 from reproduction.experiments.flows import density_grid, theorem_errors, transported_density, untrained_flows
+from reproduction.experiments.true_density import true_log_prob
 from reproduction.measure.flow_quality import divergence, log_likelihood
 from reproduction.measure.reversal import base_points, reversal_error
 from reproduction.training.flows import Likelihood, train_continuous
@@ -125,7 +128,7 @@ def expected_06(seeds: list[int]) -> set[str]:
         for size in MATCHING["sizes"]
         for seed in seeds
     }
-    return own | {"theorem1", "width_times", "search/NF-0.001", "search/NF-0.01"}
+    return own | {"theorem1", "width_operations", "width_times", "search/NF-0.001", "search/NF-0.01"}
 
 
 def test_density_matching_is_computed_once(matching: tuple[Path, density_matching.Results]) -> None:
@@ -163,8 +166,9 @@ def test_density_matching_finds_what_its_parts_find(matching: tuple[Path, densit
     z = torch.randn(2, 2, dtype=torch.float64)
     errors = theorem_errors(untrained_flows()["planar"], z, [1e-3, 1e-4])
     assert found.theorem.set_index("flow").loc["planar", "error"].tolist() == errors
-    assert list(found.times.groupby("work", sort=False).size().items()) == [("trace", 2), ("determinant", 3)]
-    assert (found.times["seconds"] > 0).all()
+    for table, what in ((found.operations, "operations"), (found.times, "seconds")):
+        assert list(table.groupby("work", sort=False).size().items()) == [("trace", 2), ("determinant", 3)]
+        assert (table[what] > 0).all()
     assert found.history.groupby(["target", "size", "seed"]).size().tolist() == [2] * 4
     assert set(found.planar["rate"]) == {found.rates["NF"]}
     best = found.trials.loc[found.trials["mean"].idxmin()]
@@ -178,9 +182,9 @@ def expected_07(seeds: list[int]) -> set[str]:
     }
     solved = {name for name in names if name.startswith("CNF")}
     first = {name for name in names if name.endswith("-0")}
-    found = names | {f"log_likelihood/{name}" for name in names} | {f"reversal/{name}" for name in solved}
-    found |= {f"mass/{name}" for name in first}
-    found |= {f"{what}/{name}" for name in first & solved for what in ("sampling_cost", "density")}
+    found = names | {f"{what}/{name}" for name in names for what in ("log_likelihood", "gap")}
+    found |= {f"{what}/{name}" for name in solved for what in ("reversal", "sampling_cost")}
+    found |= {f"mass/{name}" for name in first} | {f"density/{name}" for name in first & solved}
     return found | {"search/NF-0.001", "search/NF-0.01", "picture", "frames/animation", "frames/picture"}
 
 
@@ -205,8 +209,14 @@ def test_maximum_likelihood_finds_what_its_parts_find(
 ) -> None:
     _, found = likelihood
     for kind, name, _, value in found.likelihoods.itertuples(index=False):
-        unseen = maximum_likelihood.unseen_points(name, 40)
+        unseen = unseen_points(name, 40)
         assert value == log_likelihood(found.flows[kind, name], unseen)
+        (gap,) = found.gaps[(found.gaps["flow"] == kind) & (found.gaps["set"] == name)].to_dict("records")
+        true = true_log_prob(name, unseen)
+        assert gap["true log p"] == pytest.approx(float(true.mean()))
+        assert gap["gap"] == pytest.approx(float(true.mean()) - value, abs=1e-5)
+        each = (true - found.flows[kind, name].log_prob(unseen)).detach().numpy()
+        assert gap["standard error"] == pytest.approx(scipy.stats.sem(each))
     flow = found.flows["CNF", "two moons"]
     errors = [reversal_error(flow, base_points(), 1e-3)]  # single precision, at the tolerance of the training
     own = found.history[found.history["set"] == "two moons"]
@@ -215,7 +225,7 @@ def test_maximum_likelihood_finds_what_its_parts_find(
     assert back["two moons", 1e-3] == pytest.approx(errors[0], rel=1e-2)
     grid = density_grid(transported_density(flow, 0.5), maximum_likelihood.EDGE, 5)
     torch.testing.assert_close(found.densities["two moons"][0], grid, rtol=1e-3, atol=1e-6)
-    assert found.frames["animation"].shape == found.frames["picture"].shape == (12, 70, 70)
+    assert found.frames["animation"].shape == found.frames["picture"].shape == (10, 100, 100)
     assert set(found.costs["work"]) == {"density", "sampling, with density", "sampling"}
     assert (found.costs[["nfe", "seconds"]] > 0).all(axis=None)
     assert len(found.masses) == 4

@@ -17,8 +17,11 @@ from neural_ode.nn.continuous_flow import autograd_trace, hutchinson_trace
 from reproduction.data.densities import TARGETS, get_target
 from reproduction.data.points import POINT_SETS, picture_of_letters, points, points_of_picture
 from reproduction.experiments import flows as experiment
+from reproduction.experiments.true_density import TRUE_DENSITIES, true_log_prob
+from reproduction.experiments.width import eliminated_log_det, width_operations, width_times
 from reproduction.measure.fits import fit_line
 from reproduction.measure.flow_quality import divergence
+from reproduction.measure.operations import OperationCounter
 from reproduction.measure.reversal import reversal_error
 from reproduction.models.flows import GatedUnits, HamiltonianDynamics, HyperNetwork, PlanarDynamics, PlanarFlow
 from reproduction.models.flows.discrete import constrained
@@ -369,6 +372,43 @@ def test_circles_and_moons_are_those_of_scikit_learn() -> None:
     assert float(torch.minimum(upper, lower).mean()) == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.1)
 
 
+@pytest.mark.parametrize("name", TRUE_DENSITIES)
+def test_true_densities_integrate_to_one_and_are_those_of_the_points(name: str) -> None:
+    """On squares of half a unit: as many of 100,000 points as the density says."""
+    n, window = 400, 5.0
+    grid = experiment.density_grid(lambda x: true_log_prob(name, x), window, n).double() * (2 * window / n) ** 2
+    assert float(grid.sum()) == pytest.approx(1, abs=1e-6)
+    drawn = points(name, 100_000, 3).double()
+    edges = torch.linspace(-window, window, 21, dtype=torch.float64)
+    found, _ = torch.histogramdd(drawn.flip(1), [edges, edges])
+    expected = 100_000 * grid.reshape(20, n // 20, 20, n // 20).sum((1, 3))
+    filled = expected > 5
+    squares = ((found - expected).square() / expected)[filled]
+    assert found[~filled].sum() < 200
+    assert float(squares.mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / len(squares)))
+
+
+def test_true_densities_are_averages_over_the_angle() -> None:
+    """The middle of 20,000 arcs instead of a Bessel function, or of Gauss' points."""
+    x = torch.tensor([[0.0, 0.0], [1.4, 0.2], [-2.0, 2.5], [4.0, -4.0]], dtype=torch.float64)
+    half = math.pi * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+
+    def average(radius: float, angle: Tensor, centre: tuple[float, float], noise: float) -> Tensor:
+        arc = radius * torch.stack([angle.cos(), angle.sin()], 1) + torch.tensor(centre)
+        bells = -torch.cdist(x, arc).square() / (2 * noise**2)
+        return bells.logsumexp(1) - math.log(2 * math.pi * noise**2 * len(angle))
+
+    circles = torch.logaddexp(*(average(radius, 2 * half, (0.0, 0.0), 0.24) for radius in (3.0, 1.5)))
+    torch.testing.assert_close(true_log_prob("two circles", x), circles - math.log(2))
+    moons = torch.logaddexp(average(2, half, (-1.0, -0.5), 0.2), average(2, half + math.pi, (1.0, 0.5), 0.2))
+    torch.testing.assert_close(true_log_prob("two moons", x.float()), moons - math.log(2), rtol=1e-6, atol=1e-6)
+
+
+def test_other_densities_are_not_known() -> None:
+    with pytest.raises(UnknownNameError, match="unknown density of points 'pinwheel'"):
+        true_log_prob("pinwheel", cloud())
+
+
 def test_a_picture_of_letters() -> None:
     picture = picture_of_letters("I")
     assert picture.shape == (120, 120)
@@ -577,10 +617,37 @@ def test_part_of_a_continuous_flow() -> None:
 
 
 def test_times_against_width() -> None:
-    times = experiment.width_times([64, 4096], [32, 64, 512], 256, 3)
+    times = width_times([64, 4096], [32, 64, 512], 256, 3)
     assert [len(found) for found in times.values()] == [2, 3]
     assert times["trace"][1] > 4 * times["trace"][0]
     assert times["determinant"][2] > 8 * times["determinant"][0]
+
+
+def test_operations_against_width() -> None:
+    """In two dimensions, of a trace: 4 M for wᵀz and as many for the slope, 1 each for b, tanh, square and 1 - h',
+    2 for the trace, for every point; for all of them 5 M for the gates, 3 of these for the weights, 2 for a sum."""
+    (trace, wide), (determinant,) = width_operations([10, 1000], [30], 64).values()
+    assert trace == pytest.approx(10 * (14 + (3 + 2 + 2 + 2) / 64))
+    assert wide == pytest.approx(100 * trace)
+    n = 30
+    matrix = 4 * n + 4 * n + 4 * n**2 + n**2 + n**2  # wᵀz + b, its h', W Uᵀ, times h', plus I
+    assert determinant == pytest.approx(matrix + _of_elimination(n), abs=n)
+
+
+def test_elimination_finds_the_determinant_in_two_thirds_of_the_cube() -> None:
+    n = 40
+    matrix = torch.eye(n, dtype=torch.float64) + 0.05 * torch.randn(n, n, dtype=torch.float64)
+    before = matrix.clone()
+    with OperationCounter() as counter:
+        found = eliminated_log_det(matrix)
+    torch.testing.assert_close(found, torch.linalg.slogdet(matrix).logabsdet)
+    assert torch.equal(matrix, before)
+    assert counter.total == _of_elimination(n)
+
+
+def _of_elimination(n: int) -> int:
+    """Divisions, then a multiplication and a subtraction of what is left; modulus, logarithm, sum."""
+    return sum(k + 2 * k**2 for k in range(n)) + 3 * n
 
 
 def test_cost_of_both_ways() -> None:

@@ -1,4 +1,4 @@
-"""Counting memory, and fitting lines."""
+"""Counting memory and operations, and fitting lines."""
 
 import sys
 import time
@@ -11,13 +11,27 @@ import pytest
 import scipy.stats
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from reproduction.experiments import memory
 from reproduction.experiments.step_memory import NETWORKS, build, checkpoint_bound, measure_memory
-from reproduction.measure.fits import fit_line, mean_interval, proportion_interval, rank_correlation, ratio_interval
+from reproduction.measure.cpu_time import shortest_seconds
+from reproduction.measure.fits import (
+    Interval,
+    fit_line,
+    mean_interval,
+    prediction_interval,
+    proportion_interval,
+    rank_correlation,
+    ratio_interval,
+    share_interval,
+)
 from reproduction.measure.memory import bytes_kept, in_fresh_process, peak_memory
+from reproduction.measure.operations import OperationCounter
+from reproduction.measure.ranks import quantile_ratio, rank_correlation_interval
 from reproduction.measure.timing import seconds_of
+from reproduction.notation import typeset, typeset_interval
 from reproduction.workspace import Workspace
 
 
@@ -109,6 +123,41 @@ def test_seconds_are_those_of_the_work() -> None:
     assert 0.05 <= seconds < 5
 
 
+def test_the_shortest_cpu_time_is_that_of_the_fastest_call() -> None:
+    """The first of four calls does not count; sleeping takes no CPU time."""
+    numbers = iter([0, 400_000, 10, 400_000])
+
+    def work() -> None:
+        time.sleep(0.001)
+        sum(range(next(numbers)))
+
+    whole = time.process_time()
+    assert 0 <= shortest_seconds(work, 3) < (time.process_time() - whole) / 3
+    assert next(numbers, None) is None
+
+
+def test_operations_of_products_are_those_of_pytorchs_own_counter() -> None:
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    with OperationCounter() as ours, FlopCounterMode(display=False) as theirs:
+        (a @ b).T @ a
+    assert ours.total == theirs.get_total_flops() == 2 * 3 * 5 * 7 + 2 * 7 * 3 * 5
+
+
+def test_operations_that_pytorchs_own_counter_leaves_out() -> None:
+    a, v = torch.randn(3, 5), torch.randn(5)
+    with OperationCounter() as ours, FlopCounterMode(display=False) as theirs:
+        h = torch.tanh(a @ v)  # 15 multiplications, 15 additions, 3 of tanh
+        h += 2 * h.square()  # 3 each
+        (1 - h)[:, None].sum()  # 3 and 3
+    assert ours.total == 30 + 3 + 9 + 3 + 3
+    assert theirs.get_total_flops() == 0
+
+
+def test_no_operation_goes_uncounted() -> None:
+    with OperationCounter(), pytest.raises(UnknownNameError, match="unknown operator '_linalg_slogdet'"):
+        torch.linalg.slogdet(torch.eye(2))
+
+
 def test_line_and_its_interval() -> None:
     """Against the covariance matrix of numpy's least squares."""
     rng = np.random.default_rng(0)
@@ -147,7 +196,7 @@ def test_means_and_proportions() -> None:
     mean = mean_interval([1.0, 2.0, 3.0])
     assert (mean.estimate, mean.n) == (2.0, 3)
     assert mean.high == pytest.approx(2 + 4.30265 / np.sqrt(3), rel=1e-5)
-    assert mean_interval([1.5]).as_dict() == {"estimate": 1.5, "low": None, "high": None, "n": 1}
+    assert mean_interval([1.5]) == Interval(1.5, None, None, 1, "mean")
     share = proportion_interval(5, 100)
     assert (share.low, share.high) == pytest.approx((0.0215, 0.1118), abs=1e-4)
 
@@ -157,13 +206,130 @@ def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3], [7, 7, 7]) == rank_correlation([7, 7, 7], [1, 2, 3]) == 0.0
 
 
+def test_a_prediction_interval_holds_the_next_run() -> None:
+    """Over many draws of six values, 95 % of the intervals of five hold the sixth."""
+    draws = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 6))
+    found = [prediction_interval(list(values)) for values in draws[:, :-1]]
+    inside = [one.low <= last <= one.high for one, last in zip(found, draws[:, -1], strict=True)]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
+    assert found[0].estimate == pytest.approx(draws[0, :-1].mean())
+    alone = prediction_interval([1.0])
+    assert (alone.low, alone.high, alone.n, alone.method) == (None, None, 1, "prediction")
+
+
+def test_shares_stay_between_zero_and_one() -> None:
+    found = share_interval([99, 100, 80, 100, 97], [100] * 5)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 < found.low < found.estimate < found.high < 1
+    logits = np.log((np.array([99, 100, 80, 100, 97]) + 0.5) / (np.array([1, 0, 20, 0, 3]) + 0.5))
+    low, high = scipy.stats.t.interval(0.95, 4, logits.mean(), scipy.stats.sem(logits))
+    assert (found.low, found.high) == pytest.approx((1 / (1 + np.exp(-low)), 1 / (1 + np.exp(-high))))
+    mirrored = share_interval([1, 0, 20, 0, 3], [100] * 5)
+    assert mirrored.low == pytest.approx(1 - found.high)
+
+
+def test_shares_that_do_not_differ_have_the_interval_of_all_trials() -> None:
+    assert share_interval([50, 50], [50, 50]) == proportion_interval(100, 100)
+    assert share_interval([7], [9]) == proportion_interval(7, 9)
+    for hits, totals in (([3], [2]), ([-1], [2]), ([1, 1], [2])):
+        with pytest.raises(InvalidArgumentError, match="hits must be as many as totals"):
+            share_interval(hits, totals)
+
+
+def test_an_interval_as_a_multiple() -> None:
+    assert Interval(2.0, 1.0, 4.0, 3, "median").over(2.0) == Interval(1.0, 0.5, 2.0, 3, "median")
+    assert Interval(2.0, None, None, 1).over(4.0) == Interval(0.5, None, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        *((0.0, "0"), (1.0, "1"), (-0.0123456, "−0.0123"), (0.001, "0.001"), (123.456, "123"), (1234.56, "1235")),
+        *(
+            (99499.4, "99499"),
+            (99999.4, "10⁵"),
+            (1e5, "10⁵"),
+            (2.5e17, "2.5·10¹⁷"),
+            (1e-6, "10⁻⁶"),
+            (-3.21e-9, "−3.21·10⁻⁹"),
+        ),
+        *((-1e-6, "−10⁻⁶"), (np.inf, "∞"), (-np.inf, "−∞"), (9.9999e-4, "0.001"), (1 / 3, "0.333")),
+    ],
+)
+def test_numbers_as_they_are_written(number: float, text: str) -> None:
+    assert typeset(number) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0.123, 0.1, 0.146), "0.123 [0.100, 0.146]"),
+        ((-0.0133, -0.126, 0.0987), "−0.01 [−0.13, 0.10]"),
+        ((52.4, -2.3, 98), "52 [−2, 98]"),
+        ((2.90516, 2.90488, 2.90543), "2.905 [2.905, 2.905]"),
+        ((0.0735, 0.0162, 0.334), "0.0735 [0.0162, 0.334]"),
+        ((np.inf, 3.0, np.inf), "∞ [3, ∞]"),
+        ((1e-7, 2e-8, 1.8e-7), "10⁻⁷ [2·10⁻⁸, 1.8·10⁻⁷]"),
+        ((0.5, None, None), "0.5"),
+        ((0.5, 0.5, 0.5), "0.5"),
+    ],
+)
+def test_intervals_have_equal_decimals(numbers: tuple[float, float | None, float | None], text: str) -> None:
+    assert typeset_interval(*numbers) == text
+
+
+def test_interval_of_a_rank_correlation() -> None:
+    # Fisher's z of 1/2 is log(3)/2; 1.06 / 106 is a hundredth.
+    x = list(range(109))
+    y = np.random.default_rng(2).permutation(109).tolist()
+    found = rank_correlation_interval(x, y)
+    z = np.arctanh(rank_correlation(x, y))
+    assert (found.low, found.high) == pytest.approx((np.tanh(z - 0.195996), np.tanh(z + 0.195996)), abs=1e-5)
+    assert found.n == 109
+    assert rank_correlation_interval(x, x[::-1]).low == -1
+    with pytest.raises(InvalidArgumentError, match="four points"):
+        rank_correlation_interval([1, 2, 3], [1, 2, 3])
+
+
+def test_interval_covers_a_rank_correlation_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    truth = 6 / np.pi * np.arcsin(0.25)  # of normal values that are correlated by one half
+    covered = 0
+    for _ in range(500):
+        x, noise = generator.standard_normal((2, 60))
+        found = rank_correlation_interval(x.tolist(), (0.5 * x + np.sqrt(0.75) * noise).tolist())
+        covered += found.low < truth < found.high
+    assert 0.92 < covered / 500 < 0.98
+
+
+def test_ratio_of_two_quantiles() -> None:
+    found = quantile_ratio(list(range(1, 1001)), 0.05, 0.95)
+    assert found.estimate == 950 / 50
+    # A binomial count of 50 in 1000 strays by 7; 98.75 % lie within 2.5 times as much.
+    assert found.low == pytest.approx(932.5 / 67.5, rel=0.04)
+    assert found.high == pytest.approx(967.5 / 32.5, rel=0.08)
+    assert quantile_ratio([7] * 200, 0.05, 0.95).high == 1
+    with pytest.raises(InvalidArgumentError, match="20 values do not enclose"):
+        quantile_ratio(list(range(1, 21)), 0.05, 0.95)
+
+
+def test_interval_covers_a_ratio_of_quantiles() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(300):
+        found = quantile_ratio(generator.exponential(size=300).tolist(), 0.05, 0.95)
+        covered += found.low <= np.log(0.05) / np.log(0.95) <= found.high
+    assert covered / 300 > 0.95
+
+
 def test_a_ratio_and_its_inverse_say_the_same() -> None:
     ratios = [0.5, 2.0, 3.0]
     there, back = ratio_interval(ratios), ratio_interval([1 / x for x in ratios])
     assert there.estimate == pytest.approx(3 ** (1 / 3))
     assert there.low == pytest.approx(1 / back.high)
     assert 0 < there.low < there.estimate < there.high
-    assert ratio_interval([2.0]).as_dict() == {"estimate": 2.0, "low": None, "high": None, "n": 1}
+    assert ratio_interval([2.0]) == Interval(2.0, None, None, 1, "geometric mean")
     with pytest.raises(InvalidArgumentError, match="positive"):
         ratio_interval([1.0, 0.0])
 

@@ -106,6 +106,7 @@ EXTRAS = {
         "experiments.spirals": ["pandas"],
         "experiments.tolerance.results": ["pandas"],
         "figures.animation": ["matplotlib", "PIL"],
+        "figures.edges": ["matplotlib"],
         "figures.interactive": ["ipywidgets", "matplotlib"],
         "figures.scoreboard": ["pandas", "seaborn", "matplotlib"],
         "figures.spirals": ["seaborn"],
@@ -146,6 +147,8 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(extra: str, 
                 if child := os.fork():
                     os.waitpid(child, 0)
                     continue
+                if package == "sphinx":  # SciPy, which is there, asks whether Sphinx is loaded
+                    import scipy.stats
                 sys.modules[package] = None
                 try:
                     module = importlib.import_module(f"reproduction.{{name}}")
@@ -184,7 +187,9 @@ LAYERS = (
     *("neural_ode.stepping", "neural_ode.compiled", "neural_ode.gradients", "neural_ode.solve"),
     *("neural_ode.torchdiffeq_options", "neural_ode.torchdiffeq", "neural_ode.nn"),
     ("reproduction.files", "reproduction.meaning", "reproduction.display", "reproduction.progress"),
-    ("reproduction.models", "reproduction.data", "reproduction.measure", "reproduction.claims"),
+    "reproduction.notation",
+    ("reproduction.models", "reproduction.data", "reproduction.measure"),
+    *("reproduction.rules", "reproduction.claims"),
     *("reproduction.training", "reproduction.sweep", "reproduction.results", "reproduction.workspace"),
     *(("reproduction.figures", "reproduction.experiments"), "reproduction.pipeline"),
 )

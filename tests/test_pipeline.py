@@ -342,7 +342,12 @@ def test_results_name_no_path_of_the_machine_that_made_them() -> None:
 # dvc.yaml --------------------------------------------------------------------------------------------------------
 
 
-COMPUTING = {"compute": None, "tolerance": "05_tolerance", "extrapolation": "09_extrapolation"}
+COMPUTING = {
+    "compute": None,
+    "adjoint": "02_adjoint",
+    "tolerance": "05_tolerance",
+    "extrapolation": "09_extrapolation",
+}
 """The stages that compute, and for which notebook; `None`: those that the matrix names."""
 
 
@@ -468,7 +473,7 @@ def both(*stages: str) -> set[str]:
     return {f"{name}@{profile}{dash}{rest}" for name, dash, rest in parts for profile in PROFILES}
 
 
-ALL_COMPUTING = {*(f"compute-{name}" for name in LISTS["alone"]), "tolerance", "extrapolation"}
+ALL_COMPUTING = {*(f"compute-{name}" for name in LISTS["alone"]), *(set(COMPUTING) - {"compute"})}
 
 
 @pytest.mark.slow
@@ -529,14 +534,14 @@ class TestWhatRunsAgain:
         assert changed(clone) == {"compute@quick-04_mnist", "notebook@quick-04_mnist"}
 
     def test_a_claim_touches_the_notebook_that_decides_it(self, clone: Path, touched) -> None:
-        touched("lib/reproduction/claims.yaml", "R² > 0.99", "R² over 0.99")
+        touched("lib/reproduction/claims.yaml", "short: linear memory of a ResNet", "short: memory of a ResNet")
         assert changed(clone) == both("notebook-03_memory", "scoreboard")
 
     def test_other_weights_are_measured_again(self, clone: Path, touched) -> None:
         touched("results/paper/04_mnist/provenance.json", "{}", "{} ")
         touched("results/paper/08_spirals/provenance.json", "{}", "{} ")
         assert changed(clone) == {
-            *("compute@paper-04_mnist", "notebook@paper-04_mnist", "tolerance@paper"),
+            *("compute@paper-04_mnist", "notebook@paper-04_mnist", "adjoint@paper", "tolerance@paper"),
             *("compute@paper-08_spirals", "notebook@paper-08_spirals", "extrapolation@paper"),
         }
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
-from reproduction.data.events import RATES, draw_events, padded, thinned
+from reproduction.data.events import RATES, Events, draw_events, padded, thinned
 from reproduction.data.oscillators import END, draw_oscillators, oscillator_rate
-from reproduction.experiments import poisson
+from reproduction.experiments import poisson, stuck_rates
 from reproduction.models.joint import JointModel
 from reproduction.models.poisson import PoissonODE, RateNetwork, poisson_log_likelihood
 from reproduction.results import Store
@@ -281,8 +281,21 @@ SIZES = {
     "joint_batch_size": 3,
     "joint_steps": 2,
     "joint_noise": 0.1,
+    "joint_seeds": [1],
+    "study_rate": "decaying",
+    "study_seeds": [1],
+    "study_steps": 2,
     "device": "cpu",
 }
+STUDY_SOLVER = {"rtol": 1e-6, "atol": 1e-6}
+STUDY = [
+    "study/weights-and-data",
+    "study/twice-the-steps",
+    "study/0.3-of-the-learning-rate",
+    "study/small-start",
+    "study/bounded",
+    "study/bounded-small-start",
+]
 SEED_1 = ["decaying-1", "two-bursts-1", "joint-1", "true_likelihoods/decaying-1", "true_likelihoods/two-bursts-1"]
 
 
@@ -301,13 +314,13 @@ def test_what_was_computed_is_read_and_a_further_seed_makes_its_runs(
 
     monkeypatch.setattr(Store, "keep", noted)
     first = results(tmp_path)
-    assert sorted(made) == sorted(SEED_1)
+    assert sorted(made) == sorted(SEED_1 + STUDY)
     made.clear()
     again = results(tmp_path)
     assert not made
-    for name in ("rates", "joint"):
+    for name in ("rates", "joint", "study"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
-    more = results(tmp_path, seeds=[1, 0])
+    more = results(tmp_path, seeds=[1, 0], joint_seeds=[1, 0])
     assert sorted(made) == sorted(f"{name[:-1]}0" for name in SEED_1)
     assert list(more.models) == [(rate, seed) for rate in SIZES["rates"] for seed in (1, 0)]
     assert more.joint["seed"].tolist() == [1, 0]
@@ -326,3 +339,97 @@ def test_errors_are_those_of_the_models_on_test_data(tmp_path: Path) -> None:
         assert rates.loc[rate, "true"] == -float(true_log_likelihood(rate, test).mean())
     test = draw_oscillators(5, 0.1, 3)
     assert found.joint["error"].iloc[0] == pytest.approx(joint_error(found.joint_model, test))
+
+
+# Why rates stick -------------------------------------------------------------------------------------------------
+
+
+def test_many_models_are_trained_as_each_would_be_alone(tmp_path: Path) -> None:
+    """By `train_rate`, whose weights and data have one seed; up to the steps of the solvers."""
+    cases = [{"rate": "decaying", "weights": seed, "data": seed} for seed in (0, 1)]
+    training = {"steps": 3, "lr": 0.01}
+    how = {"change": "as it is", "sequences": 5, "training": training, "checkpoints": tmp_path}
+    (tmp_path / "rows.csv").write_bytes(stuck_rates.many_run(cases=cases, **how)[".csv"])
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    for row in rows.itertuples():
+        train = draw_events("decaying", 5, 2 * row.weights)
+        model, _ = train_rate("decaying", train, train, row.weights, {**training, "batch_size": 5}, STUDY_SOLVER)
+        assert row.excess == pytest.approx(stuck_rates.expected_excess(model, "decaying"), rel=1e-3)
+    assert rows["excess"].nunique() == 2
+
+
+def test_stacked_models_have_the_likelihood_of_each() -> None:
+    events = [draw_events("periodic", 6, seed) for seed in (0, 1)]
+    models = [stuck_rates.changed_model("periodic", seed, "as it is", **STUDY_SOLVER) for seed in (0, 1)]
+    many = stuck_rates.ManyRates(models, 10.0)
+    found = many.log_likelihood(torch.stack([stuck_rates.on_grid(one, 100) for one in events]).float())
+    for own, model, likelihood in zip(events, models, found, strict=True):
+        assert float(likelihood) == pytest.approx(float(model.log_likelihood(own).mean()), rel=2e-3)
+    with torch.no_grad():
+        many.weights[0][1] += 1.0  # of the first parameter, in the second model
+    before = [model.z0.clone() for model in models]
+    many.unstacked(models)
+    torch.testing.assert_close([model.z0.detach() for model in models], [before[0], before[1] + 1.0])
+
+
+def test_changes_of_rate_models() -> None:
+    plain, small, bounded, both = (
+        stuck_rates.changed_model("periodic", 3, change) for change in stuck_rates.CHANGES
+    )
+    torch.manual_seed(3)
+    first = RateModel(4, 10.0)
+    for own, other in zip(first.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(own, other)
+    z = torch.randn(7, 4)
+    slopes = [model.process.dynamics.f(torch.zeros(()), z) for model in (plain, small, bounded, both)]
+    torch.testing.assert_close(slopes[1], slopes[0] / 10)
+    torch.testing.assert_close(slopes[3], slopes[2] / 10)
+    far = [float(model.process.dynamics.f(torch.zeros(()), 1e6 * z).abs().max()) for model in (plain, bounded)]
+    assert far[0] > 1e4
+    assert far[1] < 10
+    torch.testing.assert_close(plain.process.rate(z), both.process.rate(z))
+
+
+def test_events_between_points_count_for_both() -> None:
+    events = Events(torch.tensor([[0.5, 2.0], [3.75, 4.0]]).double(), torch.tensor([2, 2]), 4.0)
+    expected = torch.tensor([0.25, 0.25, 0.5, 0.125, 0.875]).double()
+    torch.testing.assert_close(stuck_rates.on_grid(events, 4), expected)
+
+
+def test_expected_excess_of_a_constant_rate() -> None:
+    """Of a model whose rate is 3 under events of rate 2 for 10 units of time: 10 (2 log(2/3) - 2 + 3)."""
+    model = stuck_rates.changed_model("constant", 0, "as it is", **STUDY_SOLVER)
+    output = model.process.rate.net[2]
+    with torch.no_grad():
+        output.weight.zero_()
+        output.bias.fill_(math.log(math.expm1(3.0)))
+    expected = 10 * (2 * math.log(2 / 3) + 1)
+    assert stuck_rates.expected_excess(model, "constant") == pytest.approx(expected, rel=1e-5)
+
+
+def test_trace_of_a_state_that_stays_and_of_one_that_runs_away() -> None:
+    model = stuck_rates.changed_model("periodic", 0, "as it is", **STUDY_SOLVER)
+    layers, hidden = model.process.dynamics.f.net, model.process.rate.net[0]
+    with torch.no_grad():
+        for parameter in layers[2].parameters():
+            parameter.zero_()
+        layers[2].bias[1] = 5.0  # the second coordinate goes from 0 to 50
+        model.z0.copy_(torch.tensor([[-3.0, 0.0, 0.0, 0.0]]))
+        hidden.weight.zero_()
+        hidden.weight[:, 1] = 1.0
+        hidden.bias.zero_()
+    found = stuck_rates.trace(model, torch.tensor([0.0, 0.2, 10.0], dtype=torch.float64))
+    torch.testing.assert_close(found.reach, torch.tensor([3.0, 2.88, 50.0]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.slope, torch.tensor([1.0, 1 - math.tanh(1) ** 2, 0.0]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_study_crosses_weights_and_data_once(tmp_path: Path) -> None:
+    found = results(tmp_path, study_seeds=[0, 1]).study.set_index("trial")
+    pairs = found.loc[stuck_rates.CROSSED, ["weights", "data"]].to_numpy().tolist()
+    assert pairs == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    others = found.drop(index=stuck_rates.CROSSED)
+    assert (others["weights"] == others["data"]).all()
+    counts = others.groupby(level=0).size()
+    remedy = stuck_rates.CHANGES[-1]
+    assert counts[remedy] == 2 * len(SIZES["rates"])
+    assert (counts.drop(remedy) == 2).all()

@@ -11,11 +11,12 @@ import yaml
 
 import neural_ode
 from neural_ode.errors import FileError
-from reproduction.claims import Verdict, decide, describe, load_claims
+from reproduction.claims import decide, describe, load_claims
 from reproduction.meaning import code_cells
 from reproduction.pipeline import readme
 from reproduction.pipeline.readme import gallery, marks, results_page, tally
 from reproduction.pipeline.site import landing
+from reproduction.rules import Verdict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,7 +71,7 @@ def made(part: str) -> str:
 def test_what_is_made_shows_the_committed_results() -> None:
     board = json.loads((RESULTS / "11_scoreboard" / "claims.json").read_text())
     assert set(board) == set(load_claims())
-    assert (ROOT / "RESULTS.md").read_text() == results_page(board)
+    assert (ROOT / "RESULTS.md").read_text() == results_page(board, load_claims())
     assert made("tally") == f"{tally(board)}\n"
     for notebook in {row["notebook"] for row in board.values()}:
         measured = RESULTS / notebook / "claims.json"
@@ -89,9 +90,9 @@ def test_nothing_else_in_the_readme_is_made() -> None:
     assert sorted(begun) == sorted(re.findall(r"<!-- end of ([\w ]+) -->", README))
 
 
-def row(verdict: Verdict, claim: str = "It works.") -> dict[str, str]:
-    fields = {"claim": claim, "item": "Table 1", "paper": "–", "here": "a: 1", "rule": "below 2"}
-    return fields | {"verdict": str(verdict), "notebook": "01_toy"}
+def row(verdict: Verdict, claim: str = "It works.", whose: str = "paper") -> dict[str, str]:
+    fields = {"claim": claim, "source": "Table 1", "published": "–", "here": "a: 1", "rule": "below 2"}
+    return fields | {"verdict": str(verdict), "notebook": "01_toy", "whose": whose, "needs": "more seeds"}
 
 
 @pytest.fixture
@@ -116,29 +117,62 @@ def test_results_and_parts_of_the_readme_are_made(project: Path) -> None:
     page = project / "RESULTS.md"
     assert readme.write(project) == ["README.md is another text", "RESULTS.md is another text"]
     assert readme.write(project) == []
-    said = "1 claims hold, 1 do not, 1 are undecided, 1 are not measured at full scale yet."
+    said = "Of 4 claims of the paper, 1 holds, 1 does not, 1 is undecided, 1 is not measured at full scale yet."
     text = (project / "README.md").read_text()
     assert text.startswith(f"# Title\n{marks('tally')[0]}{said}\n{marks('tally')[1]}\nbetween\n")
     assert text.endswith(f"{gallery(project)}{marks('gallery')[1]}\nafter\n")
     assert said in page.read_text()
 
     # A table for each verdict: first what does not hold.
-    tables = re.findall(r"^## (.*)\n\n((?:\|.*\n)*)", page.read_text(), re.MULTILINE)
+    tables = re.findall(r"^## (What .*)\n\n((?:\|.*\n)*)", page.read_text(), re.MULTILINE)
     order = (Verdict.FAILS, Verdict.UNDECIDED, Verdict.HOLDS, Verdict.UNTESTED)
     assert len(tables) == len(order)
     for verdict, (_, table) in zip(order, tables, strict=True):
         *_, line = table.splitlines()
         assert line.startswith(f"| {readme.SIGNS[verdict]} | {verdict.name} \\| ")
+        needs = "<br><sub>To decide it: more seeds</sub>" if verdict is Verdict.UNDECIDED else ""
         assert line.endswith(
-            "(Table 1)<br><sub>Rule: below 2</sub> | – | a: 1 | [01_toy](figures/paper/01_toy/01_toy.ipynb) |"
+            f"(Table 1)<br><sub>Rule: below 2</sub> | – | a: 1{needs} | "
+            "[01_toy](figures/paper/01_toy/01_toy.ipynb) |"
         )
         assert len(re.findall(r"(?<!\\)\|", line)) == 6
     (project / "figures" / "paper" / "11_scoreboard" / "claims.json").write_text(
         json.dumps({"toy.only": row(Verdict.HOLDS)})
     )
     assert readme.write(project) == ["README.md is another text", "RESULTS.md is another text"]
-    assert re.findall(r"^## (.*)", page.read_text(), re.MULTILINE) == ["What holds"]
-    assert "1 claims hold, 0 do not, 0 are undecided.\n" in (project / "README.md").read_text()
+    assert re.findall(r"^## (What .*)", page.read_text(), re.MULTILINE) == ["What holds"]
+    said = "Of 1 claim of the paper, 1 holds, 0 do not, 0 are undecided.\n"
+    assert said in (project / "README.md").read_text()
+
+
+def test_whose_claims_they_are_is_counted_apart() -> None:
+    rows = [row(Verdict.HOLDS), row(Verdict.FAILS), row(Verdict.HOLDS, "Found.", "later")]
+    rows += [row(Verdict.UNDECIDED, "Open.", "later"), row(Verdict.HOLDS, "Old.", "background")]
+    board = {f"a.{k}": one for k, one in enumerate(rows)}
+    assert tally(board) == (
+        "Of 2 claims of the paper, 1 holds, 1 does not, 0 are undecided.\n"
+        "Of 2 later findings, 1 holds, 0 do not, 1 is undecided.\n"
+        "Of 1 result from before the paper, 1 holds, 0 do not, 0 are undecided."
+    )
+    page = results_page(board, {})
+    headings = re.findall(r"^## (.*)", page, re.MULTILINE)
+    assert headings == ["What does not hold", "What holds", readme.OTHERS["later"], readme.OTHERS["background"]]
+    later = page.partition(readme.OTHERS["later"])[2].partition("\n## ")[0]
+    assert later.index("Open.") < later.index("Found."), "what is undecided before what holds"
+    assert "Old." not in later
+
+
+def test_a_changed_rule_is_listed_with_what_it_said() -> None:
+    id, claim = next((id, claim) for id, claim in load_claims().items() if claim.amended)
+    page = results_page({id: row(Verdict.HOLDS)}, {id: claim})
+    changed = page.partition("## Rules that changed, and what they said before")[2]
+    assert changed.count(f"| `{id}` |") == len(claim.amended)
+    for entry in claim.amended:
+        assert f"| {entry.verdict}: {entry.here}<br><sub>Rule: {entry.rule}</sub> |".replace("|", "") in (
+            changed.replace("\\|", "|").replace("|", "")
+        )
+        assert f"{entry.reason} ({entry.date})" in changed
+    assert "Rules that changed" not in results_page({"a.b": row(Verdict.HOLDS)}, {})
 
 
 def test_the_gallery_is_a_table_of_links(project: Path) -> None:
@@ -154,8 +188,8 @@ def test_the_gallery_is_a_table_of_links(project: Path) -> None:
         (None, "does not exist"),
         ("", "is damaged"),
         ("[]", "must hold names with values, got list"),
-        ('{"a.b": 3}', r"is damaged \(a\.b: no claim, item"),
-        ('{"a.b": {"claim": "It works."}}', r"is damaged \(a\.b: no item, paper"),
+        ('{"a.b": 3}', r"is damaged \(a\.b: no claim, whose"),
+        ('{"a.b": {"claim": "It works."}}', r"is damaged \(a\.b: no whose, source"),
         (
             json.dumps({"a.b": row(Verdict.HOLDS) | {"verdict": "hold"}}),
             r"is damaged \(a\.b: unknown verdict 'hold'\)",

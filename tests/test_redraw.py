@@ -8,18 +8,21 @@ from typing import Any
 import nbformat
 import pytest
 
-from reproduction.claims import Verdict
 from reproduction.pipeline import identity, readme, redraw
+from reproduction.rules import Verdict
 from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 CLAIM = "fig1.euler_limit"
 NAMES = ["01_toy", "02_toy", "11_scoreboard"]
-BOARD = {"claim": "It works.", "item": "Figure 1", "paper": "–", "here": "–", "rule": "below 2", "verdict": "holds"}
+BOARD = {
+    **{"claim": "It works.", "whose": "paper", "source": "Figure 1", "published": "–", "here": "–"},
+    **{"rule": "below 2", "verdict": "holds", "needs": ""},
+}
 
 
 def slope(low: float, high: float) -> dict[str, Any]:
-    return {CLAIM: {"slope": {"estimate": (low + high) / 2, "low": low, "high": high, "n": 3}}}
+    return {CLAIM: {"": {"slope": {"estimate": (low + high) / 2, "low": low, "high": high, "n": 3}}}}
 
 
 def outputs(printed: str = "2 of 2", cell: str = "0.5", picture: str = "AAAA") -> list[nbformat.NotebookNode]:
@@ -68,11 +71,16 @@ def found(folder: Path, **changes: Any) -> list[str]:
         (
             {"claims": slope(-1.1, -0.7)},
             f"claim {CLAIM}",
-            "holds: slope: -1 [-1.1, -0.9]",
-            "undecided: slope: -0.9",
+            "holds: slope −1.00 [−1.10, −0.90]",
+            "undecided: slope −0.9",
         ),
         ({"claims": slope(-0.7, -0.5)}, f"claim {CLAIM}", "holds: ", "does not hold: "),
-        ({"claims": slope(-1.1, -0.95)}, f"claim {CLAIM}", "holds: slope: -1 [-1.1, -0.9]", "holds: slope: -1.02"),
+        (
+            {"claims": slope(-1.1, -0.95)},
+            f"claim {CLAIM}",
+            "holds: slope −1.00 [−1.10, −0.90]",
+            "holds: slope −1.02",
+        ),
         ({"claims": {}}, f"claim {CLAIM}", "holds: ", None),
         ({"metrics": {"slope": -1.01}}, "metric slope", "-1", "-1.01"),
         ({"metrics": {"slope": -1.0, "more": 2}}, "metric more", None, "2"),
@@ -127,11 +135,18 @@ def test_pictures_and_what_nobody_reads_do_not_count(changes: dict[str, Any], tm
 
 
 def test_a_verdict_depends_on_the_profile(tmp_path: Path) -> None:
-    claims = {"table1.mlp_error": {"test error": {"estimate": 1.5, "low": 1.4, "high": 1.6, "n": 3}}}
+    claims = {"table1.mlp_error": {"": {"test error": {"estimate": 1.5, "low": 1.4, "high": 1.6, "n": 3}}}}
     say(tmp_path / "04_mnist", SAYS | {"claims": claims})
     quick, paper = (redraw._shown(tmp_path / "04_mnist", x)["claim table1.mlp_error"] for x in ("quick", "paper"))
-    assert quick.startswith(f"{Verdict.UNTESTED}: test error: 1.5 [1.4, 1.6]")
+    assert quick.startswith(f"{Verdict.UNTESTED}: test error 1.50 [1.40, 1.60] %")
     assert paper.partition(":")[0] in {Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS}
+
+
+def test_a_measurement_for_another_rule_is_said_to_be_one(tmp_path: Path) -> None:
+    """The rule changed, and the notebook has not run since: that is a difference, and no error."""
+    (line,) = found(tmp_path, claims={CLAIM: {"slope": {"estimate": -1.0}}})
+    assert f"claim {CLAIM}: was 'holds: slope" in line
+    assert "is 'measured for another rule: " in line
 
 
 def test_what_was_not_there_cannot_be_compared(tmp_path: Path) -> None:
@@ -243,7 +258,7 @@ def test_full_scale_writes_what_shows_it(
     shown = capsys.readouterr().out
     assert "README.md is another text\nRESULTS.md is another text\n" in shown
     assert "all notebooks of paper drawn" in shown
-    assert "1 claims hold" in (project / "README.md").read_text()
+    assert "Of 1 claim of the paper, 1 holds" in (project / "README.md").read_text()
     assert redraw.main(["--check"]) == 0
     capsys.readouterr()
     results = project / "RESULTS.md"

@@ -13,8 +13,17 @@ import torch
 
 from neural_ode.errors import UnknownNameError
 from reproduction.experiments import extrapolation, spirals
-from reproduction.figures.spirals import PARTS, draw_latent_ode, draw_prediction
-from reproduction.measure.curves import largest_step, linear_accuracy, sign_changes, signed_area
+from reproduction.experiments.latent_space import FINE, TENTH, encoded, way, widest
+from reproduction.figures.spirals import (
+    PARTS,
+    covered_curve,
+    draw_latent_ode,
+    draw_prediction,
+    draw_way,
+    share_frame,
+    true_curve,
+)
+from reproduction.measure.curves import largest_share, linear_accuracy, sign_changes, signed_area
 from reproduction.measure.prediction import latent_ode_errors, latent_ode_predictions, rnn_errors
 from reproduction.models.latent_ode import LatentODE, spiral_latent_ode
 from reproduction.models.rnn import NextObservationRNN
@@ -59,7 +68,7 @@ TABLE = {
     "variant_steps": 2,
     "device": "cpu",
 }
-FIGURES = {"observations": [40, 30], "series": 12, "data_seed": 3, "curves": 5, "device": "cpu"}
+FIGURES = {"observations": [40, 30], "series": 12, "data_seed": 3, "device": "cpu"}
 
 
 def work(folder: Path, notebook: str = "08_spirals") -> Workspace:
@@ -190,16 +199,16 @@ def test_latent_spaces_are_measured_once_for_each_model(trained: Path, made: lis
         return extrapolation.results(work(trained, "09_extrapolation"), seeds=seeds, **FIGURES)
 
     first = results([0])
-    assert made == ["errors/base-40-0", "errors/base-30-0", "accuracies/base-40-0", "lines/base-40-0"]
+    assert made == ["errors/base-40-0", "errors/base-30-0", "clusters/base-40-0", "ways/base-40-0"]
     made.clear()
     again = results([0])
     assert not made
-    for name in ("errors", "accuracies", "lines"):
+    for name in ("errors", "clusters", "ways"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
     more = results([0, 1])
-    assert made == ["errors/base-40-1", "errors/base-30-1", "accuracies/base-40-1", "lines/base-40-1"]
+    assert made == ["errors/base-40-1", "errors/base-30-1", "clusters/base-40-1", "ways/base-40-1"]
     assert list(more.errors["observations"]) == [40, 40, 30, 30]
-    assert list(more.lines["seed"]) == [0, 1]
+    assert list(more.ways["seed"]) == [0, 1]
 
 
 def test_what_is_measured_of_latent_spaces(trained: Path) -> None:
@@ -209,32 +218,41 @@ def test_what_is_measured_of_latent_spaces(trained: Path) -> None:
     data = spirals_for(BASE, 12, 40, 3, TEST)
     errors, (_, inside, beyond, _, _) = latent_ode_errors(model, data), next(found.errors.itertuples())
     assert (inside, beyond) == (errors["inside"], errors["beyond"])
-    starts = extrapolation.encoded(model, data)
-    for row in found.accuracies.itertuples():
-        assert (row.right, row.total) == linear_accuracy(starts[:, : row.dimensions], data.clockwise)
-    line, row = extrapolation.latent_line(model, data, 5), next(found.lines.itertuples())
-    assert row.dimension == line.dimension
-    assert row.largest_step == largest_step(line.curves)
-    assert row.sign_changes == sign_changes(signed_area(line.curves))
+    starts = encoded(model, data)
+    two = widest(starts)
+    parts = ([two.first, two.second], two.share), ([0, 1, 2, 3], 1.0)
+    for (columns, share), row in zip(parts, found.clusters.itertuples(), strict=True):
+        assert (row.dimensions, row.share) == (len(columns), share)
+        assert (row.right, row.total) == linear_accuracy(starts[:, columns], data.clockwise)
+    curves, row = way(model, data, FINE), next(found.ways.itertuples())
+    assert row.largest_tenth == largest_share(curves, TENTH) == largest_share(curves, FINE // 10)
+    assert row.largest_of_ten == largest_share(curves, TENTH, TENTH)
+    assert row.sign_changes == sign_changes(signed_area(curves))
     assert torch.equal(found.data[40].noisy, data.noisy)
-    assert torch.equal(extrapolation.encoded(found.models[40], data), starts)
+    assert torch.equal(encoded(found.models[40], data), starts)
     network = load_rnn(False, folder / "RNN-40-1.safetensors")
     assert torch.equal(found.network.out.weight, network.out.weight)
 
 
-def test_curves_along_the_dimension_that_tells_directions_apart() -> None:
+def test_the_way_from_one_direction_to_the_other() -> None:
     torch.manual_seed(0)
     model, data = spiral_latent_ode(**BASE.model, **BASE.solver), spirals_for(BASE, 12, 30, 0, TEST)
-    found, starts = extrapolation.latent_line(model, data, 5), extrapolation.encoded(model, data)
-    apart = (starts[data.clockwise].mean(0) - starts[~data.clockwise].mean(0)).abs() / starts.std(0)
-    assert apart[found.dimension] == apart.max()
-    own = starts[:, found.dimension]
-    torch.testing.assert_close(found.values, torch.linspace(float(own.min()), float(own.max()), 5))
-    middle = starts.mean(0)
-    middle[found.dimension] = found.values[2]
-    with torch.no_grad():
-        expected = model.predict(middle[None], data.grid[:100])[0]
-    torch.testing.assert_close(found.curves[2], expected, rtol=1e-3, atol=1e-3)
+    found, starts = way(model, data, 4), encoded(model, data)
+    ends = [starts[group].mean(0) for group in (~data.clockwise, data.clockwise)]
+    for k, point in ((0, ends[0]), (1, 0.75 * ends[0] + 0.25 * ends[1]), (4, ends[1])):
+        with torch.no_grad():
+            expected = model.predict(point[None], data.grid[:100])[0]
+        torch.testing.assert_close(found[k], expected, rtol=1e-3, atol=1e-3)
+    assert found.shape == (5, 100, 2)
+
+
+def test_the_widest_dimensions_are_those_with_the_largest_variances() -> None:
+    """Of columns that are multiples of one another, so that variances are 4, 0, 25 and 1 times that of the last."""
+    column = torch.arange(5.0, dtype=torch.float64)
+    found = widest(torch.stack([2 * column, torch.ones(5), 7 - 5 * column, column], dim=1))
+    assert (found.first, found.second) == (2, 0)
+    torch.testing.assert_close(found.variances, 2.5 * torch.tensor([4.0, 0.0, 25.0, 1.0]).double())
+    assert found.share == pytest.approx(29 / 30)
 
 
 def test_other_weights_are_measured_anew(trained: Path, made: list[str]) -> None:
@@ -244,7 +262,7 @@ def test_other_weights_are_measured_anew(trained: Path, made: list[str]) -> None
     (folder / "base-40-0.safetensors").write_bytes(other)
     made.clear()
     extrapolation.results(work(trained, "09_extrapolation"), seeds=[0], **FIGURES)
-    assert made == ["errors/base-40-0", "accuracies/base-40-0", "lines/base-40-0"]
+    assert made == ["errors/base-40-0", "clusters/base-40-0", "ways/base-40-0"]
     record = (trained / "results" / "quick" / "09_extrapolation" / "provenance.json").read_text()
     assert hashlib.sha256(other).hexdigest() in record
 
@@ -313,7 +331,7 @@ def test_splits_share_no_series_and_training_reaches_what_is_predicted() -> None
 def test_figures_hold_what_they_say() -> None:
     data = spirals_for(BASE, 2, 30, 0, TEST)
     figure, axes = plt.subplots()
-    draw_prediction(axes, data, 0, data.truth[0, :100], data.truth[0, 100:], data.truth[:1])
+    draw_prediction(axes, data.truth[0], data.values[0], data.truth[0, :100], data.truth[0, 100:], data.truth[:1])
     colors = {line.get_label(): line.get_color() for line in axes.lines}
     assert colors["prediction in the window"] == PARTS["inside"]
     assert colors["prediction beyond it"] == PARTS["beyond"]
@@ -323,6 +341,42 @@ def test_figures_hold_what_they_say() -> None:
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     for part in ("$z_{t_0}$", "$x_{t_N}$", "ODE solve", "decoder", "extrapolated"):
         assert part in texts
+    plt.close(figure)
+
+
+def test_a_true_curve_goes_through_the_points_of_its_series() -> None:
+    data = spirals_for(replace(BASE, double=True), 4, 30, 0, TEST)
+    for row in range(4):
+        curve = true_curve("example", data, row, 3 * 199 + 1)
+        torch.testing.assert_close(curve[::3], data.truth[row])
+
+
+def test_what_training_covers_are_the_points_of_its_windows() -> None:
+    """From the first point of the first window to the last one of the last."""
+    train = spirals_for(replace(BASE, double=True), 2000, 30, 0, TRAIN)
+    for clockwise in (False, True):
+        curve, own = covered_curve("example", clockwise, 300), train.rows(train.clockwise == clockwise)
+        first, last = own.start.argmin(), own.start.argmax()
+        assert (own.start[first], own.start[last]) == (100, 300)
+        torch.testing.assert_close(curve[:100], own.truth[first, :100])
+        torch.testing.assert_close(curve[-100:], own.truth[last, :100])
+
+
+def test_a_frame_holds_all_curves_and_is_the_same_for_all_panels() -> None:
+    figure, panels = plt.subplots(1, 2)
+    share_frame(panels, [torch.tensor([[0.0, 1.0], [4.0, 2.0]]), torch.tensor([[-6.0, 1.5]])], margin=0.1)
+    for panel in panels:
+        assert (*panel.get_xlim(), *panel.get_ylim()) == pytest.approx((-7, 5, 0, 3))
+        assert panel.get_aspect() == 1
+    plt.close(figure)
+
+
+def test_a_way_has_the_colours_of_its_times() -> None:
+    figure, axes = plt.subplots()
+    curve, times = torch.arange(8.0).reshape(4, 2), torch.tensor([0.0, 1.0, 3.0, 6.0])
+    line = draw_way(axes, curve, times)
+    assert line.get_array().tolist() == [0.0, 1.0, 3.0]
+    assert [piece.tolist() for piece in line.get_segments()] == [curve[k : k + 2].tolist() for k in range(3)]
     plt.close(figure)
 
 

@@ -366,8 +366,8 @@ def test_no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 TINY = """
 04_mnist:
   models: [MLP, ODE-Net]
-  seeds: [0, 1]
-  one_seed: [ODE-Net]
+  seeds: [0]
+  more_seeds: {MLP: [1]}
   train_size: 16
   validation_size: 10
   test_size: 10
@@ -427,7 +427,7 @@ def test_the_networks_in_processes(project: Path, monkeypatch: pytest.MonkeyPatc
     assert list((project / ".staging").rglob("*.pt")) == []
 
     # A network that nobody asks for any more goes; the others are not touched.
-    (project / "params" / "tiny.yaml").write_text(TINY.replace("seeds: [0, 1]", "seeds: [0]"))
+    (project / "params" / "tiny.yaml").write_text(TINY.replace("MLP: [1]", ""))
     assert command.main(["04_mnist", "--profile", "tiny"]) == 0
     assert {name for name in made if name.startswith("MLP-1")} == made.keys() - content(folder).keys()
     assert content(folder)["MLP-0.safetensors"] == made["MLP-0.safetensors"]

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from neural_ode import solve
 from neural_ode.errors import InvalidArgumentError
+from neural_ode.gradients import Backsolve
 from reproduction.data.mnist import Split, load_splits
 from reproduction.experiments import tolerance
 from reproduction.experiments.tolerance import SOLVERS, evaluations_at, path_of
 from reproduction.experiments.tolerance.answers import error_solved
+from reproduction.experiments.tolerance.backward import backward_sweep, there_and_back
 from reproduction.experiments.tolerance.digits import per_digit, times_of_their_own
 from reproduction.experiments.tolerance.sharing import sharing
 from reproduction.experiments.tolerance.solves import Forward, backward_scales, forward_sweep
+from reproduction.experiments.tolerance.stiffness import STIFF_SOLVERS, attracted, stiff_sweep
 from reproduction.models.mnist import ConvDynamics, MnistNet, mnist_net
 from reproduction.training.mnist import load_classifier
 from reproduction.training.weights import WeightsError, save_run
@@ -103,6 +106,63 @@ def test_a_larger_loss_costs_more_backward() -> None:
     rows = backward_scales(network().double(), examples(1), [1.0, 1e3], 1e-3, {"dopri5": "dopri5"})
     assert [row.scale for row in rows] == [1.0, 1e3]
     assert rows[1].ratio > 1.5 * rows[0].ratio
+
+
+def test_there_and_back_counts_what_the_solvers_ask_for() -> None:
+    model, split = network().double(), examples(2)
+    block, calls = model.body, []
+    block.f.register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        state = model.stem(split.images.double() / 255)
+    stats = there_and_back(
+        model, state, split.labels, Backsolve(), {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}
+    )
+    assert len(calls) == stats.nfe + stats.backward.nfe
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_both_losses_are_solved_back_for_every_batch() -> None:
+    model, split = network().double(), examples(60)
+    parts = [Split(*(x[k : k + 30] for x in split)) for k in (0, 30)]
+    rows = backward_sweep(model, parts, 1e-3)
+    assert [(row.solver, row.batch, row.loss) for row in rows] == [
+        (solver, batch, loss)
+        for solver in ("VODE", "adams", "dopri5")
+        for batch in (0, 1)
+        for loss in ("mean", "sum")
+    ]
+    for mean, summed in zip(rows[::2], rows[1::2], strict=True):
+        assert mean.forward_nfe == summed.forward_nfe
+        # The sum is what a scale of 30 makes of the mean.
+        (scaled,) = backward_scales(model, parts[mean.batch], [30.0], 1e-3, {mean.solver: SOLVERS[mean.solver]})
+        assert summed.backward_nfe == round(scaled.ratio * summed.forward_nfe)
+    assert sum(row.backward_nfe for row in rows[1::2]) > sum(row.backward_nfe for row in rows[::2])
+
+
+@pytest.mark.parametrize("k", [0.5, 20.0])
+def test_the_attracted_solution(k: float) -> None:
+    assert attracted(k, 0.0) == pytest.approx(1)
+    step = 1e-5
+    slope = (attracted(k, 0.7 + step) - attracted(k, 0.7 - step)) / (2 * step)
+    assert slope == pytest.approx(-k * (attracted(k, 0.7) - math.cos(0.7)), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", STIFF_SOLVERS)
+def test_stiff_solves_are_right(name: str) -> None:
+    rows = stiff_sweep(name, STIFF_SOLVERS[name], [1.0, 30.0, 300.0], 1e-6)
+    assert [(row.solver, row.stiffness) for row in rows] == [(name, 1.0), (name, 30.0), (name, 300.0)]
+    assert all(row.error < 2e-5 for row in rows)
+
+
+def test_stiffness_costs_methods_without_newtons_only() -> None:
+    def growth(name: str) -> float:
+        few, many = stiff_sweep(name, STIFF_SOLVERS[name], [100.0, 1000.0], 1e-6)
+        return many.nfe / few.nfe
+
+    assert {name for name in STIFF_SOLVERS if growth(name) > 4} == {"VODE, Adams", "adams", "dopri5"}
+    # The stability of dopri5 ends where the product of step and k is 3.3; a step takes six evaluations.
+    (row,) = stiff_sweep("dopri5", "dopri5", [1000.0], 1e-6)
+    assert row.nfe == pytest.approx(6 * 2 * 1000 / 3.3, rel=0.1)
 
 
 def test_evaluations_at_an_error_lie_on_the_curve() -> None:
@@ -196,16 +256,20 @@ def test_weights_come_back(tmp_path) -> None:
 
 
 SMALL: dict[str, Any] = {
-    "network": "ODE-Net-0",
+    "networks": ["ODE-Net-0", "ODE-Net-1"],
     "training_tolerance": 1e-2,
     "images": 2,
     "batches": 2,
     "tolerances": [1e-1, 3e-2],
     "repeats": 1,
     "loss_scales": [1.0, 10.0],
+    "backward": {"images": 2, "batches": 2},
     "test_size": 6,
+    "further_size": 4,
     "tight_tolerance": 1e-3,
     "sizes": [1, 2],
+    "stiffness": [1.0, 50.0],
+    "coarse_seeds": {"Euler, 1 step": [0, 2]},
     "coarse_train_size": 16,
     "coarse_epochs": 1,
     "coarse_batch_size": 8,
@@ -228,6 +292,7 @@ def test_results_are_measured_once(root: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "SINGLE", 5e-2)
     given = tmp_path / "results" / "quick" / "04_mnist"
     save_run(network(3), [], given, "ODE-Net-0")
+    save_run(network(5), [], given, "ODE-Net-1")
 
     work = Workspace("05_tolerance", "quick", root, tmp_path)
     found = tolerance.results(work, **SMALL)
@@ -235,7 +300,7 @@ def test_results_are_measured_once(root: Path, tmp_path: Path, monkeypatch: pyte
     before = made(folder)
     again = tolerance.results(Workspace("05_tolerance", "quick", root, tmp_path), **SMALL)
     assert made(folder) == before
-    for name in ("forward", "scales", "sharing", "matrix"):
+    for name in ("forward", "scales", "backward", "sharing", "stiff", "matrix"):
         assert getattr(again, name).equals(getattr(found, name))
     assert again.errors == found.errors
 
@@ -243,13 +308,23 @@ def test_results_are_measured_once(root: Path, tmp_path: Path, monkeypatch: pyte
     model = network(3)
     assert list(found.errors) == [1e-1], "single precision does not go further"
     assert found.errors[1e-1] == error_solved(model, test, {"method": "dopri5", "rtol": 1e-1, "atol": 1e-1})
-    assert list(found.matrix.index) == ["Euler, 1 step", "dopri5, 0.01"]
-    assert list(found.matrix.columns) == ["Euler, 1 step", "Euler, 32 steps", "dopri5, 0.01", "dopri5, 1e-05"]
-    for at, digits in found.digits.items():
-        expected = per_digit(model, test, at, "dopri5")
+    rows = [("Euler, 1 step", 0), ("Euler, 1 step", 2), ("dopri5, 0.01", 0), ("dopri5, 0.01", 1)]
+    assert list(found.matrix.groupby(["trained", "seed"], sort=False).groups) == rows
+    columns = ["Euler, 1 step", "Euler, 32 steps", "dopri5, 0.01", "dopri5, 1e-05"]
+    assert list(found.matrix["tested"].unique()) == columns
+    assert len(found.matrix) == 4 + 2 + 4 + 2, "further seeds: with their own solver and a tight one"
+    assert list(found.digits) == [(name, x) for name in SMALL["networks"] for x in (1e-2, 1e-3)]
+    further = load_splits(root / "data" / "mnist", [None, None, 4]).test
+    for (name, at), digits in found.digits.items():
+        other, split = (model, test) if name == "ODE-Net-0" else (network(5), further)
+        expected = per_digit(other, split, at, "dopri5")
         assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(digits, expected, strict=True))
-    rows = sharing(model, test, found.digits[1e-2].nfe, [1, 2], 10, 1e-2, "dopri5")
-    assert found.sharing.to_dict("records") == rows
+        rows = sharing(other, split, digits.nfe, [1, 2], 10, at, "dopri5")
+        mine = (found.sharing["network"] == name) & (found.sharing["tolerance"] == at)
+        assert found.sharing[mine][["size", "shared", "worst"]].to_dict("records") == rows
+    solved = set(zip(found.backward["network"], found.backward["solver"], strict=True))
+    assert solved == {("ODE-Net-1", "VODE"), *(("ODE-Net-0", solver) for solver in ("VODE", "adams", "dopri5"))}
+    assert set(found.stiff["solver"]) == set(STIFF_SOLVERS)
     batches = [Split(test.images[k : k + 2], test.labels[k : k + 2]) for k in (0, 2)]
     sweep = forward_sweep(model.double(), batches, [1e-1, 3e-2], 1, {"dopri5": "dopri5"})
     columns = ["solver", "batch", "tolerance", "error", "nfe"]
@@ -258,10 +333,16 @@ def test_results_are_measured_once(root: Path, tmp_path: Path, monkeypatch: pyte
 
     tolerance.results(work, **{**SMALL, "loss_scales": [1.0], "tight_tolerance": 1e-4})
     after = made(folder)
-    assert {name for name in after if after[name] != before.get(name)} == {"scales/dopri5", "digits-0.0001"}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "scales/dopri5",
+        *(f"{kind}/{name}-0.0001" for kind in ("digits", "sharing") for name in SMALL["networks"]),
+    }
 
     save_run(network(4), [], given, "ODE-Net-0")
     tolerance.results(work, **SMALL)
     later = made(folder)
     kept = {name for name in before if later[name] == before[name]}
-    assert {name.split("-")[0] for name in kept} == {"coarse/Euler", "errors/Euler"}, "of other networks"
+    of_others = {
+        name for name in before if "ODE-Net-0" not in name and name.split("/")[0] not in ("forward", "scales")
+    }
+    assert kept == of_others

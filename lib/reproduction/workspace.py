@@ -139,7 +139,7 @@ class Workspace:
         _write_json(self.figure("metrics.json"), metrics)
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
-        """Write the measurements that decide claims: `claims.json` beside the figures."""
+        """Write the measurements that decide claims, as `as_json` gives them: `claims.json` beside the figures."""
         _write_json(self.figure("claims.json"), claims)
 
     def read_claims(self, notebook: str) -> dict[str, Any]:

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
-import torch
-
 from neural_ode.errors import needs
-from reproduction.data.densities import get_target
+from reproduction.experiments.flow_measurements import divergence_run, theorem_run
 from reproduction.experiments.flow_runs import candidates, load_flow, measured, recipes, trial_training
 from reproduction.experiments.flow_search import matching_trial
-from reproduction.experiments.flows import jacobian_log_det, theorem_errors, untrained_flows, width_times
 from reproduction.experiments.search import first_stable, ranked_by_runs
-from reproduction.measure.flow_quality import Flow, divergence
-from reproduction.results import Run, Store, csv_bytes
+from reproduction.experiments.width import operations_run, times_run
+from reproduction.measure.flow_quality import Flow
+from reproduction.results import Run, Store
 from reproduction.sweep import Point
 from reproduction.training.flows import matching_run, planar_matching_runs
 from reproduction.workspace import Workspace, choose_device
@@ -31,7 +29,9 @@ class Results(NamedTuple):
     Attributes:
         theorem: of three untrained flows (`flow`) and each `tolerance` the largest `error` of the change of
             log-density; for the Hamiltonian one, how far the log-determinant of the solver's map is from zero.
-        times: CPU `seconds` for a point's share of the log-density by `work` (`trace`, `determinant`) and `width`.
+        operations: arithmetic `operations` for a point's share of the log-density by `work` (`trace`,
+            `determinant`) and `width`.
+        times: and CPU `seconds`.
         trials: a row for each learning rate that was tried: `model`, `candidate`, the divergence from each target
             and their `mean`.
         rates: the learning rates that were taken, by kind of flow.
@@ -43,6 +43,7 @@ class Results(NamedTuple):
     """
 
     theorem: pd.DataFrame
+    operations: pd.DataFrame
     times: pd.DataFrame
     trials: pd.DataFrame
     rates: dict[str, float]
@@ -74,7 +75,7 @@ def results(
     repeats: int,
     device: str,
 ) -> Results:
-    """Check Theorem 1, time the width, train every flow and measure its divergence; what is there is read.
+    """Check Theorem 1, count what width costs, train every flow and measure its divergence; what is there is read.
 
     Args:
         work: of the notebook.
@@ -88,16 +89,17 @@ def results(
         tolerance, gradient: of the solves.
         compiled: whether the solver's steps are compiled in training.
         evaluation: points for a divergence.
-        theorem_tolerances, theorem_points: see `reproduction.experiments.flows.theorem_errors`.
-        widths, determinant_widths, width_points, repeats: see `reproduction.experiments.flows.width_times`.
+        theorem_tolerances, theorem_points: see `reproduction.experiments.flow_measurements.theorem_run`.
+        widths, determinant_widths, width_points, repeats: see `reproduction.experiments.width`.
         device: where to train.
     """
     store = work.store
     shown = {"tolerances": list(theorem_tolerances), "points": theorem_points}
-    (theorem,) = store.obtain(_theorem, {"theorem1": shown}, label="Theorem 1").values()
-    timed: dict[str, Any] = {"widths": list(widths), "determinant_widths": list(determinant_widths)}
-    timed |= {"points": width_points, "repeats": repeats}
-    (times,) = store.obtain(_times, {"width_times": timed}, label="cost of width", alone=True).values()
+    (theorem,) = store.obtain(theorem_run, {"theorem1": shown}, label="Theorem 1").values()
+    wide = {"widths": list(widths), "determinant_widths": list(determinant_widths), "points": width_points}
+    (counted,) = store.obtain(operations_run, {"width_operations": wide}, label="operations of width").values()
+    timed = {"width_times": {**wide, "repeats": repeats}}
+    (times,) = store.obtain(times_run, timed, label="time of width", alone=True).values()
 
     flows = [_Trained(*one) for one in product(("NF", "CNF"), targets, sizes, seeds)]
     solver = {"rtol": tolerance, "atol": tolerance, "gradient": gradient}
@@ -121,9 +123,10 @@ def results(
         f"divergence/{flow.name}": {"flow": point, "target": flow.target, "evaluation": evaluation}
         for flow, point in points.items()
     }
-    found = store.obtain(_divergence, tests, label="divergences", runs=by_weights)
+    found = store.obtain(divergence_run, tests, label="divergences", runs=by_weights)
     return Results(
         theorem=theorem.table(),
+        operations=counted.table(),
         times=times.table(),
         trials=pd.DataFrame(trials),
         rates=taken,
@@ -209,37 +212,3 @@ def _rows(runs: Mapping[_Trained, Run]) -> pd.DataFrame:
         )
         tables.append(belongs.merge(run.table(), how="cross"))
     return pd.concat(tables, ignore_index=True)
-
-
-def _theorem(*, tolerances: Sequence[float], points: int) -> dict[str, bytes]:
-    flows = untrained_flows()
-    torch.manual_seed(1)
-    z = torch.randn(points, 2, dtype=torch.float64)
-    found = {name: theorem_errors(flows[name], z, tolerances) for name in ("planar", "any network")}
-    found["Hamiltonian"] = [
-        float(jacobian_log_det(flows["Hamiltonian"], z, tolerance).abs().max()) for tolerance in tolerances
-    ]
-    rows = [
-        {"flow": name, "tolerance": tolerance, "error": error}
-        for name, errors in found.items()
-        for tolerance, error in zip(tolerances, errors, strict=True)
-    ]
-    return {".csv": csv_bytes(rows)}
-
-
-def _times(
-    *, widths: Sequence[int], determinant_widths: Sequence[int], points: int, repeats: int
-) -> dict[str, bytes]:
-    found = width_times(widths, determinant_widths, points, repeats)
-    measured_at = {"trace": widths, "determinant": determinant_widths}
-    rows = [
-        {"work": name, "width": width, "seconds": seconds}
-        for name, times in found.items()
-        for width, seconds in zip(measured_at[name], times, strict=True)
-    ]
-    return {".csv": csv_bytes(rows)}
-
-
-def _divergence(*, flow: Point, target: str, evaluation: int, runs: Mapping[str, Run]) -> dict[str, bytes]:
-    found = divergence(load_flow(flow, runs), get_target(target), evaluation)
-    return {".csv": csv_bytes([{"KL": found}])}

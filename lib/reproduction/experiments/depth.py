@@ -1,6 +1,8 @@
 """Notebook 01: depth in layers and depth as time, on data of one dimension (Figure 1 of Chen et al. 2018)."""
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -91,10 +93,17 @@ def _device(model: nn.Module) -> torch.device:
 
 
 class Evaluation(NamedTuple):
-    """Where a solver evaluated the dynamics of one number."""
+    """Where a solver evaluated the dynamics of one number.
+
+    Attributes:
+        t, h: time and state.
+        accepted: whether that is a point of the solution, where an accepted step begins or ends. The others are the
+            stages within steps, those of steps that were rejected, and what the first step's length is found from.
+    """
 
     t: float
     h: float
+    accepted: bool
 
 
 @torch.no_grad()
@@ -104,17 +113,19 @@ def trace(flow: Flow, start: float, **how: Any) -> list[Evaluation]:
     Args:
         flow: the network.
         start: the input.
-        **how: keyword arguments of `neural_ode.solve`.
+        **how: keyword arguments of `neural_ode.solve`, with a method whose last stage is the end of the step.
     """
-    found: list[Evaluation] = []
+    found: list[tuple[float, float]] = []
 
     def watched(t: Tensor, h: Tensor) -> Tensor:
-        found.append(Evaluation(t.item(), h.item()))
+        found.append((t.item(), h.item()))
         return flow.field(t, h)
 
     h0 = torch.tensor([[start]], dtype=torch.float64, device=_device(flow))
-    solve(watched, h0, (0.0, float(DEPTH)), **how)
-    return found
+    lengths = solve(watched, h0, (0.0, float(DEPTH)), **how).stats.step_sizes
+    # The last but one stage has the time of the end, too, but not its state.
+    ends = {max(k for k, (t, _) in enumerate(found) if math.isclose(t, end)) for end in accumulate(lengths)}
+    return [Evaluation(t, h, k == 0 or k in ends) for k, (t, h) in enumerate(found)]
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """What notebooks 06 and 07 measure of normalizing flows (section 4, section 6 and appendix A)."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from neural_ode import solve
 from neural_ode.nn import ContinuousFlow
+from reproduction.measure.cpu_time import shortest_seconds
 from reproduction.measure.reversal import solved
 from reproduction.models.flows import GatedUnits, HamiltonianDynamics, PlanarDynamics, PlanarFlow
 
@@ -20,7 +20,6 @@ __all__ = [
     "theorem_errors",
     "transported_density",
     "untrained_flows",
-    "width_times",
 ]
 
 
@@ -118,53 +117,9 @@ def cost_both_ways(flow: ContinuousFlow, x: Tensor, repeats: int) -> dict[str, d
     cost = {}
     with torch.no_grad(), solved(flow, compile=False):
         for name, work in works.items():
-            seconds = _shortest(work, repeats)
+            seconds = shortest_seconds(work, repeats)
             cost[name] = {"nfe": float(flow.stats.nfe), "seconds": seconds}
     return cost
-
-
-def width_times(
-    widths: Sequence[int], determinant_widths: Sequence[int], points: int, repeats: int
-) -> dict[str, list[float]]:
-    """CPU seconds for a point's share of the log-density, against the number of hidden units.
-
-    Args:
-        widths: numbers M of hidden units for the trace.
-        determinant_widths: and for the determinant.
-        points: how many points at once for the trace; the determinant is that of one.
-        repeats: the shortest time of so many counts.
-
-    Returns:
-        `"trace"`: an evaluation of planar dynamics in two dimensions, with its trace. `"determinant"`: that of the
-        M × M matrix `I + diag(h') Wᵀ U` of a planar layer with M units, as a flow of layers needs it.
-    """
-    t, z = torch.zeros(()), torch.randn(points, 2)
-
-    def trace(width: int) -> Callable[[], object]:
-        dynamics = PlanarDynamics(GatedUnits(2, width))
-        return lambda: dynamics.with_trace(t, z)
-
-    def determinant(width: int) -> Callable[[], object]:
-        w, u, b = GatedUnits(2, width)(t)
-        return lambda: torch.linalg.slogdet(
-            torch.eye(width) + (1 - torch.tanh(w @ z[0] + b).square())[:, None] * (w @ u.T)
-        )
-
-    with torch.no_grad():
-        return {
-            "trace": [_shortest(trace(width), repeats) / points for width in widths],
-            "determinant": [_shortest(determinant(width), repeats) for width in determinant_widths],
-        }
-
-
-def _shortest(work: Callable[[], object], repeats: int) -> float:
-    work()
-    found = []
-    for _ in range(repeats):
-        started = time.process_time()
-        work()
-        found.append(time.process_time() - started)
-    return min(found)
 
 
 # Densities -------------------------------------------------------------------------------------------------------

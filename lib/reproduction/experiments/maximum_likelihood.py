@@ -5,39 +5,39 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from neural_ode.errors import needs
-from reproduction.data.points import points as points_of_set
+from reproduction.experiments.flow_measurements import (
+    densities_run,
+    log_likelihood_run,
+    mass_run,
+    reversal_run,
+    sampling_cost_run,
+)
 from reproduction.experiments.flow_runs import candidates, load_flow, measured, recipes, trial_training
 from reproduction.experiments.flow_search import likelihood_trial
-from reproduction.experiments.flows import cost_both_ways, density_grid, transported_density
 from reproduction.experiments.search import first_stable, ranked_by_runs
-from reproduction.measure.flow_quality import log_likelihood
-from reproduction.measure.reversal import base_points, reversal_error
-from reproduction.results import Files, Run, Store, csv_bytes
+from reproduction.experiments.true_density import TRUE_DENSITIES, gap_run
+from reproduction.results import Files, Run, Store
 from reproduction.sweep import Point
 from reproduction.training.flows import likelihood_run, picture_run, planar_likelihood_runs
-from reproduction.training.weights import read_tensors, tensor_bytes
+from reproduction.training.weights import read_tensors
 from reproduction.workspace import Workspace, choose_device
 
 with needs("notebooks"):
     import pandas as pd
 
-__all__ = ["EDGE", "Results", "results", "unseen_points"]
+__all__ = ["EDGE", "Results", "results"]
 
 EDGE = 4.5
 """Half the side of the square that is drawn."""
 
-FRAMES, FRAME_PIXELS = 12, 70
+FRAMES, FRAME_PIXELS = 10, 100
 """Of a moving picture: how many, and how many pixels in a row of one."""
 
 LETTERS = "ODE"
 """What stands on the picture."""
-
-COST_POINTS = 2000
-"""How many points are evaluated and sampled to measure what that costs."""
 
 
 class Results(NamedTuple):
@@ -50,8 +50,11 @@ class Results(NamedTuple):
         history: a row for each record of the training of each continuous flow, with its `reversal` error.
         likelihoods: a row for each flow: `flow` (`NF`, `CNF`), `set`, `seed`, and `log p` of points that it has not
             seen, in nats.
+        gaps: a row for each flow whose set has a known density: `flow`, `set`, `seed`, and over those points the
+            mean `true log p`, the `gap`, the mean of what the flow's log-density lacks to it, and its
+            `standard error`.
         reversal: of the continuous flows in double precision the relative `error` by `set`, `seed` and `tolerance`.
-        costs: of the continuous flow of the first seed, by `set` and `work`: `nfe` and CPU `seconds`.
+        costs: of the continuous flows, by `set`, `seed` and `work`: `nfe` and CPU `seconds`.
         masses: what the densities of the first seed integrate to: `flow`, `set`, `mass`.
         densities: of the continuous flow of the first seed after each share of its time, by set, shape (shares,
             pixels, pixels).
@@ -64,6 +67,7 @@ class Results(NamedTuple):
     rates: dict[str, float]
     history: pd.DataFrame
     likelihoods: pd.DataFrame
+    gaps: pd.DataFrame
     reversal: pd.DataFrame
     costs: pd.DataFrame
     masses: pd.DataFrame
@@ -143,6 +147,7 @@ def results(
         rates=taken,
         history=_rows({flow: runs[flow.name] for flow in flows if flow.kind == "CNF"}),
         likelihoods=measuring.likelihoods(held_out),
+        gaps=measuring.gaps(held_out),
         reversal=measuring.reversal(reversal_tolerances),
         costs=measuring.costs(held_out, repeats),
         masses=measuring.masses(),
@@ -151,11 +156,6 @@ def results(
         picture_history=picture.table(),
         flows={flow[:2]: load_flow(point, by_weights) for flow, point in points.items() if flow.seed == seeds[0]},
     )
-
-
-def unseen_points(name: str, n: int) -> Tensor:
-    """Points of a set that no flow has seen, shape (n, 2)."""
-    return points_of_set(name, n, 10**6)
 
 
 class _Trained(NamedTuple):
@@ -262,7 +262,16 @@ class _Measuring:
             flow: {"flow": point, "points_of": flow.set, "held_out": held_out}
             for flow, point in self.points.items()
         }
-        return _rows(self._obtain(_log_likelihood, "log_likelihood", points))
+        return _rows(self._obtain(log_likelihood_run, "log_likelihood", points))
+
+    def gaps(self, held_out: int) -> pd.DataFrame:
+        """Of all flows of sets whose density is known."""
+        points = {
+            flow: {"flow": point, "points_of": flow.set, "held_out": held_out}
+            for flow, point in self.points.items()
+            if flow.set in TRUE_DENSITIES
+        }
+        return _rows(self._obtain(gap_run, "gap", points))
 
     def reversal(self, tolerances: Sequence[float]) -> pd.DataFrame:
         """Of all continuous flows."""
@@ -271,15 +280,16 @@ class _Measuring:
             for flow, point in self.points.items()
             if flow.kind == "CNF"
         }
-        return _rows(self._obtain(_reversal, "reversal", points))
+        return _rows(self._obtain(reversal_run, "reversal", points))
 
     def costs(self, held_out: int, repeats: int) -> pd.DataFrame:
-        """Of the continuous flows of the first seed."""
+        """Of all continuous flows."""
         points = {
             flow: {"flow": point, "points_of": flow.set, "held_out": held_out, "repeats": repeats}
-            for flow, point in self._first("CNF").items()
+            for flow, point in self.points.items()
+            if flow.kind == "CNF"
         }
-        return _rows(self._obtain(_sampling_cost, "sampling_cost", points, alone=True))
+        return _rows(self._obtain(sampling_cost_run, "sampling_cost", points, alone=True))
 
     def masses(self) -> pd.DataFrame:
         """Of the flows of the first seed."""
@@ -288,19 +298,19 @@ class _Measuring:
             for kind in ("CNF", "NF")
             for flow, point in self._first(kind).items()
         }
-        return _rows(self._obtain(_mass, "mass", points))
+        return _rows(self._obtain(mass_run, "mass", points))
 
     def densities(self, shares: Sequence[float], pixels: int) -> dict[str, Tensor]:
         """Of the continuous flows of the first seed, by set."""
         shown = {"window": EDGE, "pixels": pixels, "shares": list(shares)}
         points = {flow: {"flow": point, **shown} for flow, point in self._first("CNF").items()}
-        return {flow.set: _tensor(run) for flow, run in self._obtain(_densities, "density", points).items()}
+        return {flow.set: _tensor(run) for flow, run in self._obtain(densities_run, "density", points).items()}
 
     def frames(self, flows: Mapping[str, Point]) -> dict[str, Tensor]:
         """Of moving pictures, by name."""
         shown = {"window": EDGE, "pixels": FRAME_PIXELS, "shares": [(k + 1) / FRAMES for k in range(FRAMES)]}
         points = {f"frames/{name}": {"flow": point, **shown} for name, point in flows.items()}
-        runs = self.store.obtain(_densities, points, label="frames", runs=self.runs)
+        runs = self.store.obtain(densities_run, points, label="frames", runs=self.runs)
         return {name: _tensor(runs[f"frames/{name}"]) for name in flows}
 
     def _first(self, kind: str) -> dict[_Trained, Point]:
@@ -320,42 +330,8 @@ def _rows(runs: Mapping[_Trained, Run]) -> pd.DataFrame:
     for flow, run in runs.items():
         belongs = pd.DataFrame({"flow": flow.kind, "set": flow.set, "seed": flow.seed}, [0])
         tables.append(belongs.merge(run.table(), how="cross"))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["flow", "set", "seed"])
 
 
 def _tensor(run: Run) -> Tensor:
     return read_tensors(run.file(".safetensors"))["density"].float()
-
-
-def _log_likelihood(*, flow: Point, points_of: str, held_out: int, runs: Mapping[str, Run]) -> dict[str, bytes]:
-    found = log_likelihood(load_flow(flow, runs), unseen_points(points_of, held_out))
-    return {".csv": csv_bytes([{"log p": found}])}
-
-
-def _reversal(*, flow: Point, tolerances: Sequence[float], runs: Mapping[str, Run]) -> dict[str, bytes]:
-    model, start = load_flow(flow, runs).double(), base_points().double()
-    errors = [reversal_error(model, start, tolerance) for tolerance in tolerances]
-    rows = [{"tolerance": x, "error": error} for x, error in zip(tolerances, errors, strict=True)]
-    return {".csv": csv_bytes(rows)}
-
-
-def _sampling_cost(
-    *, flow: Point, points_of: str, held_out: int, repeats: int, runs: Mapping[str, Run]
-) -> dict[str, bytes]:
-    x = unseen_points(points_of, held_out)[:COST_POINTS]
-    found = cost_both_ways(load_flow(flow, runs), x, repeats)
-    return {".csv": csv_bytes([{"work": name, **cost} for name, cost in found.items()])}
-
-
-def _mass(*, flow: Point, window: float, pixels: int, runs: Mapping[str, Run]) -> dict[str, bytes]:
-    grid = density_grid(load_flow(flow, runs).log_prob, window, pixels)
-    return {".csv": csv_bytes([{"mass": float(grid.sum()) * (2 * window / pixels) ** 2}])}
-
-
-def _densities(
-    *, flow: Point, window: float, pixels: int, shares: Sequence[float], runs: Mapping[str, Run]
-) -> dict[str, bytes]:
-    """In half precision: more digits cannot be seen."""
-    model = load_flow(flow, runs)
-    grids = [density_grid(transported_density(model, share), window, pixels) for share in shares]
-    return {".safetensors": tensor_bytes({"density": torch.stack(grids).half()})}

@@ -46,7 +46,7 @@ def results(
     *,
     models: Sequence[str],
     seeds: Sequence[int],
-    one_seed: Sequence[str],
+    more_seeds: Mapping[str, Sequence[int]],
     train_size: int | None,
     validation_size: int | None,
     test_size: int | None,
@@ -67,7 +67,7 @@ def results(
         work: of the notebook.
         models: names in `reproduction.models.MNIST_MODELS`.
         seeds: of the trainings.
-        one_seed: models that get the first seed only.
+        more_seeds: further ones, by model.
         train_size, validation_size, test_size: examples of each split, all for `None`.
         epochs, batch_size, peak_lr, schedule, max_shift: see `reproduction.training.mnist.classifier_task`.
         method, tolerance: of the solves.
@@ -77,7 +77,7 @@ def results(
     how_trained = recipe(epochs, batch_size, peak_lr, schedule, max_shift, method, tolerance)
     solver = how_trained["solver"]
     sizes = {"train_size": train_size, "validation_size": validation_size}
-    points = network_points(models, seeds, one_seed, {**how_trained, **sizes})
+    points = network_points(models, seeds, more_seeds, {**how_trained, **sizes})
     data, where = work.root / "data" / "mnist", choose_device(device)
     checkpoints = work.store.checkpoints
     how: dict[str, Any] = {"data": data, "device": where}
@@ -124,14 +124,16 @@ def recipe(
 
 
 def network_points(
-    models: Sequence[str], seeds: Sequence[int], one_seed: Sequence[str], common: Mapping[str, Any]
+    models: Sequence[str],
+    seeds: Sequence[int],
+    more_seeds: Mapping[str, Sequence[int]],
+    common: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """The settings of every network with every seed, by the name of its run."""
+    """The settings of every network with every seed of its own, by the name of its run."""
     return {
         f"{name.replace(' ', '-')}-{seed}": {"network": name, "seed": seed, **common}
         for name in models
-        for seed in seeds
-        if seed == seeds[0] or name not in one_seed
+        for seed in [*seeds, *more_seeds.get(name, ())]
     }
 
 

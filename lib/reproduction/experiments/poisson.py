@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from neural_ode.errors import needs
 from reproduction.data.events import draw_events
+from reproduction.experiments.stuck_rates import study
 from reproduction.models.joint import JointModel
 from reproduction.results import csv_bytes
 from reproduction.sweep import Point
@@ -34,12 +35,14 @@ class Results(NamedTuple):
         joint: a row for each seed of the joint model: `seed`, and the end of the training (see `train_joint`).
         models: of rates, by rate and seed.
         joint_model: of the first seed.
+        study: trials of what makes a rate stick; see `reproduction.experiments.stuck_rates.study`.
     """
 
     rates: pd.DataFrame
     joint: pd.DataFrame
     models: dict[tuple[str, int], RateModel]
     joint_model: JointModel
+    study: pd.DataFrame
 
 
 def results(
@@ -53,11 +56,15 @@ def results(
     lr: float,
     steps: int,
     tolerance: float,
+    joint_seeds: Sequence[int],
     joint_series: int,
     joint_test_series: int,
     joint_batch_size: int,
     joint_steps: int,
     joint_noise: float,
+    study_rate: str,
+    study_seeds: Sequence[int],
+    study_steps: int,
     device: str,
 ) -> Results:
     """Learn every rate and the joint model with every seed; what is there is read.
@@ -70,9 +77,11 @@ def results(
         batch_size, steps: see `train_rate`.
         lr: the peak of the learning rate, also for the joint model.
         tolerance: of the solves, relative and absolute.
+        joint_seeds: of data and trainings of the joint model.
         joint_series, joint_test_series: of the joint model, to train and to test on.
         joint_batch_size, joint_steps, joint_noise: see `train_joint`.
-        device: where to train.
+        study_rate, study_seeds, study_steps: what the study is of; it has the other sizes in common with the rates.
+        device: where to train; the study is on the CPU.
     """
     solver = {"rtol": tolerance, "atol": tolerance}
     how: dict[str, Any] = {"device": choose_device(device), "checkpoints": work.store.checkpoints}
@@ -105,14 +114,24 @@ def results(
             "training": joint_training,
             "solver": solver,
         }
-        for seed in seeds
+        for seed in joint_seeds
     }
     joint = work.store.obtain(joint_run, joint_points, label="joint models", **how)
+    trials = study(
+        work.store,
+        rate=study_rate,
+        rates=rates,
+        seeds=study_seeds,
+        sequences=sequences,
+        steps=study_steps,
+        lr=lr,
+    )
     return Results(
         pd.DataFrame(rows),
-        pd.DataFrame([{"seed": s, **joint[f"joint-{s}"].table().iloc[-1].to_dict()} for s in seeds]),
+        pd.DataFrame([{"seed": s, **joint[f"joint-{s}"].table().iloc[-1].to_dict()} for s in joint_seeds]),
         {key: load_rate(key[0], trained[name].file(".safetensors"), **solver) for name, key in keys.items()},
-        load_joint(joint_noise, joint[f"joint-{seeds[0]}"].file(".safetensors"), **solver),
+        load_joint(joint_noise, joint[f"joint-{joint_seeds[0]}"].file(".safetensors"), **solver),
+        trials,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, needs
@@ -14,14 +15,17 @@ with needs("notebooks"):
 
 __all__ = ["save_animation"]
 
+SHADES = 20
+"""Steps of brightness: a few, whose edges compress well, so that a file stays small."""
 
-def save_animation(frames: Sequence[Tensor], path: Path, scale: int = 2, milliseconds: int = 120) -> Path:
+
+def save_animation(frames: Sequence[Tensor], path: Path, scale: int = 3, milliseconds: int = 120) -> Path:
     """Save densities as a GIF that plays forth and back, each frame on its own scale of brightness.
 
     Args:
         frames: densities, shape (height, width), the first row below; see `density_grid`.
         path: where, without a suffix.
-        scale: side of a pixel.
+        scale: by which each side is enlarged, smoothly.
         milliseconds: between frames.
 
     Returns:
@@ -32,13 +36,15 @@ def save_animation(frames: Sequence[Tensor], path: Path, scale: int = 2, millise
     """
     if not frames:
         raise InvalidArgumentError("frames must hold at least one density, got none")
-    colors = mpl.colormaps["viridis"]
+    palette = mpl.colormaps["viridis"](np.linspace(0, 1, SHADES), bytes=True)[:, :3].tobytes()
     pictures = []
     for frame in frames:
-        shade = (frame / frame.max()).flip(0).numpy()
-        picture = Image.fromarray(colors(shade, bytes=True)[..., :3])
-        size = (scale * picture.width, scale * picture.height)
-        pictures.append(picture.resize(size, Image.Resampling.NEAREST).quantize(64))
+        brightness = Image.fromarray((frame / frame.max()).flip(0).float().numpy())
+        size = (scale * brightness.width, scale * brightness.height)
+        smooth = np.asarray(brightness.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+        picture = Image.fromarray(np.rint(smooth * (SHADES - 1)).astype(np.uint8)).convert("P")
+        picture.putpalette(palette)
+        pictures.append(picture)
     order = [*pictures, *pictures[-2:0:-1]]
     target = path.with_name(path.name + ".gif")
     with replacing(target) as temporary:

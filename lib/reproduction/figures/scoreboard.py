@@ -2,10 +2,8 @@
 
 import textwrap
 
-
-from reproduction.claims import Verdict
-
 from neural_ode.errors import needs
+from reproduction.rules import Verdict
 
 with needs("notebooks"):
     import matplotlib.pyplot as plt
@@ -22,34 +20,42 @@ SIGNS = {
     Verdict.UNDECIDED: ("?", _PALETTE[1]),
     Verdict.UNTESTED: ("·", "0.55"),
 }
-LINE = 0.2  # inches
-WIDTH = 105  # characters
+LINE = 0.27  # inches
+CLAIM, MEASURED, SOURCE = 0.026, 0.33, 0.79
+"""Where the columns begin, as a share of the width."""
+LONGEST = 78
+"""Characters of a measurement; one in several ways begins with the first of them."""
 
 
 def draw_scoreboard(table: pd.DataFrame, title: str) -> Figure:
-    """Draw a row for each claim: verdict, sentence, where it stands in the paper.
+    """Draw a matrix of claims: verdict, claim in a few words, what was measured, where the claim stands.
 
     Args:
-        table: columns `claim`, `item` and `verdict`, one row a claim.
+        table: columns `short`, `here`, `whose`, `source`, `verdict` and `notebook`, one row a claim, in order.
         title: of the figure.
     """
-    wrapped = [textwrap.wrap(sentence, WIDTH) for sentence in table["claim"]]
-    heights = [len(lines) + 0.5 for lines in wrapped]
-    total = sum(heights)
-    figure, axes = plt.subplots(figsize=(12, LINE * (total + 3)))
-    axes.set(xlim=(0, 1), ylim=(total + 1.5, -0.2))
+    groups = [(name, rows) for name, rows in table.groupby(["whose", "notebook"], sort=False)]
+    total = len(table) + 0.6 * len(groups)
+    figure, axes = plt.subplots(figsize=(13, LINE * (total + 4)))
+    axes.set(xlim=(0, 1), ylim=(total + 1.6, -1.4))
     axes.axis("off")
     axes.set_title(title, loc="left")
+    for x, heading in ((CLAIM, "claim"), (MEASURED, "measured here, with 95 % interval"), (SOURCE, "where it stands")):
+        axes.text(x, -0.7, heading, va="center", size=9, color="0.35", weight="bold")
     top = 0.0
-    for row, (lines, height) in enumerate(zip(wrapped, heights, strict=True)):
-        sign, color = SIGNS[Verdict(table["verdict"].iloc[row])]
-        middle = top + height / 2
-        if row % 2 == 0:
-            axes.axhspan(top, top + height, color="0.96", zorder=0)
-        axes.text(0.012, middle, sign, color=color, va="center", ha="center", size=15, weight="bold")
-        axes.text(0.03, middle, "\n".join(lines), va="center", size=9)
-        axes.text(0.985, middle, table["item"].iloc[row], va="center", ha="right", size=8, color="0.35")
-        top += height
+    for (whose, _), rows in groups:
+        axes.plot([0, 1], [top + 0.1] * 2, color="0.75", lw=0.8)
+        top += 0.6 if top else 0.3
+        for row in rows.itertuples(index=False):
+            sign, color = SIGNS[Verdict(row.verdict)]
+            middle = top + 0.5
+            axes.text(0.010, middle, sign, color=color, va="center", ha="center", size=13, weight="bold")
+            style = "normal" if whose == "paper" else "italic"
+            axes.text(CLAIM, middle, row.short, va="center", size=9.5, style=style)
+            axes.text(MEASURED, middle, textwrap.shorten(row.here, LONGEST, placeholder=" …"), va="center", size=8.5)
+            axes.text(SOURCE, middle, row.source.partition(";")[0], va="center", size=8.5, color="0.35")
+            top += 1
     legend = [f"{sign} {verdict}: {(table['verdict'] == str(verdict)).sum()}" for verdict, (sign, _) in SIGNS.items()]
-    axes.text(0.005, total + 0.9, "     ".join(legend), va="center", size=10)
+    legend.append("italic: not the paper's claim")
+    axes.text(0.005, top + 0.9, "     ".join(legend), va="center", size=10)
     return figure

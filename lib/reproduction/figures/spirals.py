@@ -1,19 +1,32 @@
 """How the spirals of notebooks 08 and 09 are drawn, and the graph of the model (Figure 6)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from reproduction.data.spirals import Spirals
-
 from neural_ode.errors import needs
+from reproduction.data.spirals import RECIPES, Recipe, Spirals
 
 with needs("notebooks"):
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-__all__ = ["DIRECTIONS", "LOOKS", "PARTS", "draw_latent_ode", "draw_prediction"]
+__all__ = [
+    "DIRECTIONS",
+    "LOOKS",
+    "PARTS",
+    "covered_curve",
+    "draw_latent_ode",
+    "draw_prediction",
+    "draw_way",
+    "share_frame",
+    "true_curve",
+]
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 
@@ -33,29 +46,105 @@ PARTS = {"truth": "0.75", "observations": "0.1", "inside": _PALETTE[0], "beyond"
 """Colors of what the paper's Figure 8 shows: prediction blue inside the window, red beyond it."""
 
 
+def true_curve(recipe: str, spirals: Spirals, row: int, points: int = 200) -> Tensor:
+    """The curve of a series, window and what follows it, as finely as a picture needs.
+
+    Args:
+        recipe: a name in `RECIPES`.
+        spirals: series of that recipe.
+        row: which of them.
+        points: how many, from the first to the last of the series.
+
+    Returns:
+        Float64, shape (points, 2).
+    """
+    kind, start = RECIPES[recipe], int(spirals.start[row])
+    return _part(kind, bool(spirals.clockwise[row]), start, start + kind.window + kind.beyond - 1, points)
+
+
+def covered_curve(recipe: str, clockwise: bool, points: int = 300) -> Tensor:
+    """The part of a curve that training windows cover.
+
+    Args:
+        recipe: a name in `RECIPES`.
+        clockwise: which of its two curves.
+        points: how many.
+
+    Returns:
+        Float64, shape (points, 2).
+    """
+    kind = RECIPES[recipe]
+    return _part(kind, clockwise, kind.first_start, kind.last_start + kind.window - 1, points)
+
+
+def _part(kind: Recipe, clockwise: bool, first: int, last: int, points: int) -> Tensor:
+    """Of a curve, from one of its points to another."""
+    angles = torch.linspace(first, last, points, dtype=torch.float64) * (kind.last / (kind.points - 1))
+    return (kind.clockwise if clockwise else kind.counter_clockwise)(angles)
+
+
+def share_frame(panels: Sequence[Axes], curves: Sequence[Tensor], margin: float = 0.08) -> None:
+    """Give panels the same limits, which hold all curves, and a unit the same length in both directions.
+
+    Args:
+        panels: some or all of a row.
+        curves: each of shape (n, 2).
+        margin: around them, as a share of their larger extent.
+    """
+    points = torch.cat([curve.double() for curve in curves])
+    low, high = points.amin(0), points.amax(0)
+    room = margin * (high - low).max()
+    (left, bottom), (right, top) = (low - room).tolist(), (high + room).tolist()
+    for panel in panels:
+        panel.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+
+
 def draw_prediction(
-    axes: Axes, spirals: Spirals, row: int, inside: Tensor, beyond: Tensor, samples: Tensor | None = None
+    axes: Axes,
+    truth: Tensor,
+    observations: Tensor,
+    inside: Tensor,
+    beyond: Tensor,
+    samples: Tensor | None = None,
+    each: str = "",
 ) -> None:
-    """Draw a series with its prediction.
+    """Draw a series with its prediction; curves are drawn as they are given, as fine or as coarse.
 
     Args:
         axes: to draw on.
-        spirals: the series.
-        row: which of them.
+        truth: the curve without noise, shape (n, 2).
+        observations: with noise, shape (observations, 2).
         inside: the prediction inside the window, shape (n, 2).
-        beyond: and beyond it, shape (m, 2).
-        samples: further predictions of all points, shape (samples, points, 2), drawn thin,
-            every fourth point: the files stay small.
+        beyond: and beyond it, shape (n, 2).
+        samples: further predictions, shape (samples, n, 2), drawn thin.
+        each: marker of each point of the prediction inside, where it is made point by point.
     """
-    spirals, inside, beyond = spirals.to("cpu"), inside.cpu(), beyond.cpu()
-    axes.plot(*spirals.truth[row].T, color=PARTS["truth"], lw=5, solid_capstyle="round", label="truth")
+    axes.plot(*truth.T, color=PARTS["truth"], lw=5, solid_capstyle="round", label="truth")
     for k, curve in enumerate(samples if samples is not None else ()):
-        axes.plot(*curve.cpu()[::4].T, color=_PALETTE[4], lw=0.7, alpha=0.5, label=None if k else "posterior samples")
-    axes.plot(*inside.T, color=PARTS["inside"], lw=2, label="prediction in the window")
+        axes.plot(*curve.T, color=_PALETTE[4], lw=0.7, alpha=0.5, label=None if k else "posterior samples")
+    axes.plot(*inside.T, marker=each, ms=4, color=PARTS["inside"], lw=2, label="prediction in the window")
     joined = torch.cat([inside[-1:], beyond])
     axes.plot(*joined.T, "--", color=PARTS["beyond"], lw=2, label="prediction beyond it")
-    axes.plot(*spirals.values[row].T, "o", color=PARTS["observations"], ms=3, label="observations")
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.plot(*observations.T, "o", color=PARTS["observations"], ms=3, label="observations")
+
+
+def draw_way(axes: Axes, curve: Tensor, times: Tensor, **style: Any) -> LineCollection:
+    """Draw a curve whose colour tells the time, with a dot where it starts.
+
+    Args:
+        axes: to draw on; its limits stay.
+        curve: shape (n, 2).
+        times: shape (n,).
+        **style: of the line.
+
+    Returns:
+        For a colour bar.
+    """
+    pieces = torch.stack([curve[:-1], curve[1:]], dim=1)
+    line = LineCollection(list(pieces.numpy()), array=times[:-1].numpy(), capstyle="round", **style)
+    axes.add_collection(line, autolim=False)
+    axes.plot(*curve[0], "o", color=line.get_cmap()(0.0), ms=5)
+    return line
 
 
 def draw_latent_ode() -> Figure:

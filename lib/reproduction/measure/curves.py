@@ -5,7 +5,7 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError
 
-__all__ = ["largest_step", "linear_accuracy", "sign_changes", "signed_area"]
+__all__ = ["largest_share", "largest_step", "linear_accuracy", "sign_changes", "signed_area"]
 
 
 def signed_area(curves: Tensor) -> Tensor:
@@ -41,8 +41,34 @@ def largest_step(curves: Tensor) -> float:
     """
     if len(curves) < 3:
         raise InvalidArgumentError(f"steps are compared among three curves or more, got {len(curves)}")
-    steps = curves.diff(dim=0).square().sum(-1).mean(-1).sqrt()
+    steps = _steps(curves)
     return float(steps.max() / steps.mean())
+
+
+def largest_share(curves: Tensor, stretch: int, every: int = 1) -> float:
+    """The largest share of the whole change in a family of curves that `stretch` steps in a row make.
+
+    The whole change is the length of the family's way from first to last curve, the sum of the distances between
+    neighbours. Where it is finely divided, neither depends on how many curves there are.
+
+    Args:
+        curves: shape (n, points, 2); a distance is the root mean square over points.
+        stretch: how many steps.
+        every: of how many steps a stretch begins at the first one; with `stretch`, they do not overlap.
+
+    Raises:
+        InvalidArgumentError: there are no such stretches.
+    """
+    if not 0 < stretch < len(curves):
+        raise InvalidArgumentError(
+            f"a stretch among {len(curves)} curves has 1 to {len(curves) - 1} steps, got {stretch}"
+        )
+    steps = _steps(curves).double()
+    return float(steps.unfold(0, stretch, every).sum(1).max() / steps.sum())
+
+
+def _steps(curves: Tensor) -> Tensor:
+    return curves.diff(dim=0).square().sum(-1).mean(-1).sqrt()
 
 
 def linear_accuracy(points: Tensor, group: Tensor) -> tuple[int, int]:

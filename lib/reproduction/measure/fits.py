@@ -16,9 +16,11 @@ __all__ = [
     "fit_line",
     "mean_interval",
     "median_interval",
+    "prediction_interval",
     "proportion_interval",
     "rank_correlation",
     "ratio_interval",
+    "share_interval",
 ]
 
 CONFIDENCE = 0.95
@@ -26,16 +28,29 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % confidence interval, whose ends are `None` where one value is all there is."""
+    """An estimate and its 95 % interval, whose ends are `None` where one value is all there is.
+
+    Attributes:
+        estimate: the value in the middle.
+        low, high: ends of the interval.
+        n: of how many values.
+        method: what the interval is of: a `mean`, the slope of a `regression`, ...
+    """
 
     estimate: float
     low: float | None
     high: float | None
     n: int
+    method: str = "mean"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by their names, as the rules of the claims use them."""
+        """The fields by their names."""
         return asdict(self)
+
+    def over(self, unit: float) -> "Interval":
+        """The same as a multiple of a positive number that is known exactly."""
+        low, high = (None if end is None else end / unit for end in (self.low, self.high))
+        return Interval(self.estimate / unit, low, high, self.n, self.method)
 
 
 @dataclass(frozen=True)
@@ -53,9 +68,14 @@ class Line:
     n: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, the slope under the name `estimate` that the rules of the claims use."""
+        """The fields, the slope under the name `estimate`, as for an `Interval`."""
         fields = asdict(self)
         return {"estimate": fields.pop("slope"), **fields}
+
+    @property
+    def interval(self) -> Interval:
+        """The slope with its interval: of a regression, so that of the points round the line, not of samples."""
+        return Interval(self.slope, self.low, self.high, self.n, "regression")
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
@@ -86,7 +106,41 @@ def ratio_interval(ratios: Sequence[float]) -> Interval:
         raise InvalidArgumentError(f"ratios must be positive, got {list(ratios)}")
     logs = mean_interval([math.log(x) for x in ratios])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
-    return Interval(math.exp(logs.estimate), low, high, logs.n)
+    return Interval(math.exp(logs.estimate), low, high, logs.n, "geometric mean")
+
+
+def share_interval(hits: Sequence[int], totals: Sequence[int]) -> Interval:
+    """Mean share of independent runs, with Student's interval of their empirical logits: it stays in 0 to 1.
+
+    The empirical logit of h hits in n trials is `log((h + 1/2) / (n - h + 1/2))`, finite for all of them. One run,
+    or several that do not differ, have Wilson's interval of all trials.
+
+    Raises:
+        InvalidArgumentError: more hits than trials, or not as many of one as of the other.
+    """
+    if len(hits) != len(totals) or not all(0 <= h <= n for h, n in zip(hits, totals, strict=False)):
+        raise InvalidArgumentError(f"hits must be as many as totals, and below them, got {hits} of {totals}")
+    logits = [math.log((h + 0.5) / (n - h + 0.5)) for h, n in zip(hits, totals, strict=True)]
+    if min(logits) == max(logits):
+        return proportion_interval(sum(hits), sum(totals))
+    found = mean_interval(logits)
+    assert found.low is not None
+    assert found.high is not None
+    mean, low, high = (1 / (1 + math.exp(-x)) for x in (found.estimate, found.low, found.high))
+    return Interval(mean, low, high, found.n, "logit mean")
+
+
+def prediction_interval(values: Sequence[float]) -> Interval:
+    """What holds the result of one more run with a probability of 95 %, round the mean of independent runs.
+
+    For normal values: Student's quantile times `s √(1 + 1/n)`. It compares a number that was published without its
+    spread, so the result of one run or a mean of unknown many, with ours.
+    """
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return Interval(mean, None, None, n, "prediction")
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.tstd(values) * math.sqrt(1 + 1 / n))
+    return Interval(mean, mean - half, mean + half, n, "prediction")
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -111,14 +165,14 @@ def median_interval(values: Sequence[float]) -> Interval:
     while 1 - 2 * stats.binom.cdf(left + 1, n, 0.5) >= CONFIDENCE:
         left += 1
     if left < 0:
-        return Interval(estimate, None, None, n)
-    return Interval(estimate, ordered[left], ordered[n - 1 - left], n)
+        return Interval(estimate, None, None, n, "median")
+    return Interval(estimate, ordered[left], ordered[n - 1 - left], n, "median")
 
 
 def proportion_interval(hits: int, n: int) -> Interval:
     """A share of `n` trials, with Wilson's interval."""
     interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "wilson")
-    return Interval(hits / n, float(interval.low), float(interval.high), n)
+    return Interval(hits / n, float(interval.low), float(interval.high), n, "share")
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:

@@ -26,7 +26,7 @@ class LatentDynamics(nn.Module):
     Args:
         latent: dimension of `z`.
         units: of a hidden layer.
-        layers: hidden layers: one in the paper, two in its authors' later example.
+        layers: hidden layers: one in the paper, two in an example that was contributed to its authors' code.
 
     Raises:
         InvalidArgumentError: there is no layer.

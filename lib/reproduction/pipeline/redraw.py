@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from neural_ode.errors import NeuralODEError
+from neural_ode.errors import InvalidArgumentError, NeuralODEError
 from reproduction.claims import decide, describe, load_claims
 from reproduction.files import read_json
 from reproduction.pipeline import identity, readme
@@ -86,8 +86,11 @@ def _shown(folder: Path, profile: str) -> dict[str, str]:
         known = load_claims()
         for id, measurement in read_json(folder / "claims.json", remedy).items():
             if id in known:
-                verdict = decide(known[id], measurement, profile)
-                found[f"claim {id}"] = f"{verdict}: {describe(known[id], measurement)}"
+                try:
+                    said = f"{decide(known[id], measurement, profile)}: {describe(known[id], measurement)}"
+                except InvalidArgumentError:  # of a rule that asked for something else
+                    said = f"measured for another rule: {measurement}"
+                found[f"claim {id}"] = said
     if (folder / "metrics.json").exists():
         for name, value in read_json(folder / "metrics.json", remedy).items():
             found[f"metric {name}"] = f"{value:.3g}"

@@ -19,11 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from neural_ode.errors import FileError, NeuralODEError, needs
-from reproduction.claims import Verdict
+from reproduction.claims import WHOSE
 from reproduction.files import read_text, write_atomically
 from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.notebooks import read_notebook
-from reproduction.pipeline.readme import BOARD, PROFILE, RESULTS, SIGNS, notebook_of, pictures, read_board
+from reproduction.pipeline.readme import (
+    BOARD,
+    OTHERS,
+    PROFILE,
+    RESULTS,
+    SIGNS,
+    by_verdict,
+    notebook_of,
+    pictures,
+    read_board,
+    tally,
+)
+from reproduction.rules import Verdict
 from reproduction.workspace import project_root
 
 with needs("notebooks"):
@@ -49,6 +61,8 @@ RESTORE = "restore it with `git checkout`"
 
 DOCUMENTS = ("RESULTS", "CONTRIBUTING", "CHANGELOG")
 """Pages as they are, under the names by which others link to them."""
+
+TITLES = {"paper": "Claims of the paper", **OTHERS}
 
 UNLISTED = {"compiled", "_moved", "torchdiffeq_options"}
 """Parts of the library that only the library calls, but for what `docs/api.md` shows."""
@@ -77,14 +91,14 @@ def alt_texts(readme: str) -> dict[str, str]:
 def scoreboard(rows: Iterable[Mapping[str, Any]]) -> str:
     """The claims as a table that the style sheet turns into a stack of cards on a phone."""
     lines = ["```{list-table}", ":class: scoreboard", ":header-rows: 1", ":widths: 9 36 12 32 11", ""]
-    table = [["verdict", "claim", "paper", "here", "notebook"]]
+    table = [["verdict", "claim", "published", "here", "notebook"]]
     for row in rows:
         name = row["notebook"]
         table.append(
             [
                 f"{SIGNS[Verdict(row['verdict'])]} {row['verdict']}",
-                f"{_plain(row['claim'])} ({_plain(row['item'])})\\\n    *Rule:* {_plain(row['rule'])}",
-                _plain(row["paper"]),
+                f"{_plain(row['claim'])} ({_plain(row['source'])})\\\n    *Rule:* {_plain(row['rule'])}",
+                _plain(row["published"]),
                 # A line for each way of measuring.
                 _plain(row["here"])
                 .replace("; ", "\\\n    ")
@@ -107,11 +121,9 @@ def landing(root: Path) -> str:
     readme = read_text(root / "README.md", RESTORE)
     parts, captions = sections(readme), alt_texts(readme)
     board = read_board(root)
-    by_verdict = {verdict: [row for row in board.values() if row["verdict"] == str(verdict)] for verdict in Verdict}
-    holding, failing, undecided, waiting = (
-        by_verdict[v] for v in (Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED, Verdict.UNTESTED)
-    )
-    tally = {"claims hold": holding, "do not": failing, "are undecided": undecided, "are not measured yet": waiting}
+    rows = {whose: by_verdict(row for row in board.values() if row["whose"] == whose) for whose in WHOSE}
+    order = (Verdict.FAILS, Verdict.UNDECIDED, Verdict.HOLDS, Verdict.UNTESTED)
+    tables = {whose: [row for verdict in order for row in found[verdict]] for whose, found in rows.items()}
     gallery = ["::::{container} gallery"]
     for picture in pictures(root):
         if picture.parent.name == BOARD.parent.name:
@@ -131,15 +143,13 @@ def landing(root: Path) -> str:
             readme.partition("\n")[0],
             re.sub(r"(?m)^\[<img.*\n", "", parts[""]),  # the figures come below
             "{.tally}",
-            " · ".join(f"**{len(rows)}** {words}" for words, rows in tally.items() if rows),
+            tally(board),
             "\n## Figures\n\nEach picture leads to the executed notebook.\n",
             *gallery,
             "::::",
-            "\n## Scoreboard\n\nThe paper's claims, and some of its critics'. In brackets the 95 % interval,",
-            "n: seeds or measurements. What does not hold comes first, then what is undecided: where the interval",
-            "contains values that satisfy the rule and values that do not.\n",
-            scoreboard([*failing, *undecided, *holding]),
-            *(["### Not measured at full scale yet\n", scoreboard(waiting)] if waiting else []),
+            "\n## Scoreboard\n\nIn brackets the 95 % interval and what it is of. What does not hold comes first,",
+            "then what is undecided: some of the interval satisfies the rule, and some does not.\n",
+            *(f"### {TITLES[whose]}\n\n{scoreboard(found)}" for whose, found in tables.items() if found),
             *(f"## {name}\n{parts[name]}" for name in ("What the paper leaves unstated", "Licence and citation")),
             _contents("Use", ["run", "library", "benchmarks/benchmarks", *DOCUMENTS, "data/mnist/README"]),
             _contents("Figures and tables", ["notebooks/*"]),

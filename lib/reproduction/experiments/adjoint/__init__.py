@@ -6,20 +6,21 @@ Each measurement stands in a module of its own, so that a change of one leaves t
 from reproduction.experiments.adjoint.pieces import Piece, adjoint_pieces
 from reproduction.experiments.adjoint.results import Results, results
 from reproduction.experiments.adjoint.reversal import RoundTrip, round_trip
-from reproduction.experiments.adjoint.verdicts import FAILED, error_slope, worst_ratio
+from reproduction.experiments.adjoint.verdicts import error_at, error_ratio, exactness, saved_by_problem
 from reproduction.experiments.trials import CHOICES, Pendulum, Trial
 
 __all__ = [
     "CHOICES",
-    "FAILED",
     "Pendulum",
     "Piece",
     "Results",
     "RoundTrip",
     "Trial",
     "adjoint_pieces",
-    "error_slope",
+    "error_at",
+    "error_ratio",
+    "exactness",
     "results",
     "round_trip",
-    "worst_ratio",
+    "saved_by_problem",
 ]

@@ -1,6 +1,10 @@
-"""What the rules of the claims ask for, from the errors of one problem over the tolerances."""
+"""What the rules of the claims ask for, from what was measured over the tolerances.
+
+`rows` always has the columns `tolerance` and `error`, which is missing where a solve could not be finished.
+"""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from neural_ode.errors import needs
@@ -9,26 +13,52 @@ from reproduction.measure.fits import fit_line
 with needs("notebooks"):
     import pandas as pd
 
-__all__ = ["FAILED", "error_slope", "worst_ratio"]
+__all__ = ["error_at", "error_ratio", "exactness", "saved_by_problem"]
 
-FAILED = 1e99
-"""Stands for the error of a solve that could not be finished, where a number is needed."""
+TIGHT = 1e-5
+"""From here on a solve is more than a few steps, so that its error follows the tolerance."""
 
 
-def error_slope(rows: pd.DataFrame) -> dict[str, Any]:
-    """Slope of log error against log tolerance, as the rules ask for it; 0 if fewer than three solves finished.
+def exactness(rows: pd.DataFrame, direct: pd.DataFrame) -> dict[str, Any]:
+    """How exact a gradient is: the line of log error against log tolerance, and the error at the tightest one.
 
     Args:
-        rows: `tolerance` and `error`, which is missing where a solve could not be finished.
+        rows: of a way to differentiate, all of whose solves could be finished.
+        direct: of backpropagation through the steps.
     """
-    finished = rows[rows["error"] > 0]
-    if len(finished) < 3:
-        return {"estimate": 0.0, "low": 0.0, "high": 0.0, "r2": 0.0, "n": len(finished)}
-    x, y = ([math.log10(value) for value in finished[name]] for name in ("tolerance", "error"))
-    return fit_line(x, y).as_dict()
+    tight = rows[rows["tolerance"] <= TIGHT * (1 + 1e-9)]
+    x, y = ([math.log10(value) for value in tight[name]] for name in ("tolerance", "error"))
+    tightest = float(rows["tolerance"].min())
+    return {
+        "slope": fit_line(x, y),
+        "error at the tightest tolerance": error_at(rows, tightest),
+        "the same over that of direct": error_ratio(rows, direct, tightest),
+    }
 
 
-def worst_ratio(rows: pd.DataFrame) -> float:
-    """The largest error over its tolerance; `FAILED` if one solve could not be finished. For `rows` see above."""
-    ratios = (rows["error"].astype(float) / rows["tolerance"]).fillna(FAILED)
-    return min(float(ratios.max()), FAILED)
+def error_at(rows: pd.DataFrame, tolerance: float) -> float:
+    """The error at the tolerance that is nearest; infinite if the solve could not be finished."""
+    nearest = (rows["tolerance"] / tolerance).map(math.log).abs().idxmin()
+    error = rows["error"].astype(float)[nearest]
+    return math.inf if math.isnan(error) else float(error)
+
+
+def error_ratio(rows: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> float:
+    """The error at a tolerance over that of another way to solve."""
+    return error_at(rows, tolerance) / error_at(other, tolerance)
+
+
+def saved_by_problem(counts: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """What the seminorm saves, in % of the evaluations: for each problem the median over tolerances.
+
+    Args:
+        counts: a row for each problem and tolerance, with the share `saved`; it is missing where a solve could not
+            be finished.
+        names: the columns that tell one problem from another.
+
+    Returns:
+        By problem, without those none of whose solves could be finished.
+    """
+    shares = 100 * counts["saved"].astype(float)
+    found: pd.Series = shares.groupby([counts[name] for name in names], sort=False).median()
+    return found.dropna()
