@@ -133,6 +133,9 @@ def pretend_device() -> Iterator[torch.device]:
         for name in ("tensor", "as_tensor"):
             stack.enter_context(patch.object(torch, name, _built(getattr(torch, name))))
         stack.enter_context(patch.object(Tensor, "new_tensor", _new(Tensor.new_tensor)))
+        # A module that changes its dtype would put another tensor into a parameter, behind the back of its wrapper.
+        overwrites = "torch.__future__._overwrite_module_params_on_conversion"
+        stack.enter_context(patch(overwrites, True))
         stack.enter_context(patch.object(torch.nn.RNN, "forward", _time_first(torch.nn.RNN.forward)))
         yield DEVICE
 

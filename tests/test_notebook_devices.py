@@ -21,6 +21,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "training": 2,
         "flow_training": 1,
         "black_box_training": 1,
+        "seminorm_tolerances": [1e-1],
+        "seminorm_scales": [1.0],
+        "seminorm_training": 1,
     },
     "08_spirals": {
         "observations": [30],
@@ -44,6 +47,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "joint_test_series": 4,
         "joint_batch_size": 4,
         "joint_steps": 2,
+        "study_seeds": [0],
+        "study_steps": 2,
     },
 }
 
@@ -69,6 +74,10 @@ def test_on_another_device(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     empty = tmp_path / "project"
     empty.mkdir()
     (empty / "data").symlink_to(NOTEBOOKS.parent / "data")
+    if name == "02_adjoint":  # of notebook 04, it takes the weights of a network
+        weights = Path("results", "quick", "04_mnist", "ODE-Net-0.safetensors")
+        (empty / weights.parent).mkdir(parents=True)
+        (empty / weights).symlink_to(NOTEBOOKS.parent / "results" / "paper" / "04_mnist" / weights.name)
     monkeypatch.setattr("reproduction.workspace.project_root", lambda: empty)
     monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path))
     monkeypatch.delenv(DRAW_VARIABLE, raising=False)

@@ -498,7 +498,7 @@ class TestWhatRunsAgain:
         assert changed(clone) == both("notebook-04_mnist")
 
     def test_an_edit_of_a_plot_draws(self, clone: Path, touched) -> None:
-        touched("notebooks/04_mnist.ipynb", r"color=\"black\", ms=9", r"color=\"black\", ms=8")
+        touched("notebooks/04_mnist.ipynb", r"color=\"black\", ms=8", r"color=\"black\", ms=7")
         touched("lib/reproduction/figures/spirals.py", "__all__ = [", "MORE = 1\n__all__ = [")
         assert changed(clone) == both("notebook-04_mnist", "notebook-08_spirals", "notebook-09_extrapolation")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neural_ode.errors import needs
-from reproduction.measure.fits import fit_line
+from reproduction.measure.fits import Interval, fit_line
 
 with needs("notebooks"):
     import pandas as pd
@@ -20,7 +20,9 @@ TIGHT = 1e-5
 
 
 def exactness(rows: pd.DataFrame, direct: pd.DataFrame) -> dict[str, Any]:
-    """How exact a gradient is: the line of log error against log tolerance, and the error at the tightest one.
+    """How exact a gradient is: the slope of log error against log tolerance, and the error at the tightest one.
+
+    With fewer than three tolerances up to `TIGHT` the slope is 0, without an interval.
 
     Args:
         rows: of a way to differentiate, all of whose solves could be finished.
@@ -30,7 +32,7 @@ def exactness(rows: pd.DataFrame, direct: pd.DataFrame) -> dict[str, Any]:
     x, y = ([math.log10(value) for value in tight[name]] for name in ("tolerance", "error"))
     tightest = float(rows["tolerance"].min())
     return {
-        "slope": fit_line(x, y),
+        "slope": fit_line(x, y).interval if len(x) > 2 else Interval(0.0, None, None, len(x), "regression"),
         "error at the tightest tolerance": error_at(rows, tightest),
         "the same over that of direct": error_ratio(rows, direct, tightest),
     }
@@ -44,8 +46,9 @@ def error_at(rows: pd.DataFrame, tolerance: float) -> float:
 
 
 def error_ratio(rows: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> float:
-    """The error at a tolerance over that of another way to solve."""
-    return error_at(rows, tolerance) / error_at(other, tolerance)
+    """The error at a tolerance over that of another way to solve; infinite if the first could not be finished."""
+    own = error_at(rows, tolerance)
+    return own if math.isinf(own) else own / error_at(other, tolerance)
 
 
 def saved_by_problem(counts: pd.DataFrame, names: Sequence[str]) -> pd.Series:

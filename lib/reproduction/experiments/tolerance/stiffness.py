@@ -1,7 +1,7 @@
 """What stiffness costs explicit and implicit methods: evaluations against the rate at which a solution attracts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor
 from neural_ode import solve
 from neural_ode.errors import needs
 from neural_ode.methods import BlackBox, ScipySolver, Solver
-from neural_ode.problem.state import Dynamics
 from reproduction.results import csv_bytes
 
 with needs("notebooks"):
@@ -21,7 +20,9 @@ with needs("notebooks"):
 __all__ = ["STIFF_SOLVERS", "UNTIL", "Stiff", "attracted", "stiff_sweep", "stiffness_run"]
 
 
-def adams_with_newton(f: Dynamics, y0: Tensor, t: Tensor, rtol: float | Tensor, atol: float | Tensor) -> Tensor:
+def adams_with_newton(
+    f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, rtol: float | Tensor, atol: float | Tensor
+) -> Tensor:
     """VODE's implicit Adams with Newton's method, in real numbers; the states at the two times."""
 
     def slope(time: float, y: NDArray[np.complex128]) -> NDArray[np.complex128]:
