@@ -48,7 +48,7 @@ def test_every_claim_can_be_decided(root: Path) -> None:
 
 
 def test_an_undecided_claim_says_what_it_would_take(root: Path) -> None:
-    from reproduction.pipeline.readme import read_board
+    from reproduction.pipeline.board import read_board
 
     undecided = {id for id, row in read_board(root).items() if row["verdict"] == str(Verdict.UNDECIDED)}
     assert {id for id in undecided if not load_claims()[id].needs} == set()

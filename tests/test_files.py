@@ -24,7 +24,7 @@ from reproduction.figures.scoreboard import draw_scoreboard
 from reproduction.figures.theme import COLORS, MARKERS, save_figure, use_theme
 from reproduction.files import read_json, replace_between, replacing, write_atomically
 from reproduction.models.mnist import MNIST_MODELS
-from reproduction.pipeline.readme import read_board
+from reproduction.pipeline.board import read_board
 from reproduction.results import MissingResultError
 from reproduction.rules import Verdict
 from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE, Workspace, choose_device, project_root

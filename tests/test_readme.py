@@ -14,7 +14,9 @@ from neural_ode.errors import FileError
 from reproduction.claims import decide, describe, load_claims
 from reproduction.meaning import code_cells
 from reproduction.pipeline import readme
-from reproduction.pipeline.readme import gallery, marks, results_page, tally
+from reproduction.pipeline.board import OTHERS, SIGNS, tally
+from reproduction.pipeline.readme import gallery, marks
+from reproduction.pipeline.results_page import results_page
 from reproduction.pipeline.site import landing
 from reproduction.rules import Verdict
 
@@ -129,7 +131,7 @@ def test_results_and_parts_of_the_readme_are_made(project: Path) -> None:
     assert len(tables) == len(order)
     for verdict, (_, table) in zip(order, tables, strict=True):
         *_, line = table.splitlines()
-        assert line.startswith(f"| {readme.SIGNS[verdict]} | {verdict.name} \\| ")
+        assert line.startswith(f"| {SIGNS[verdict]} | {verdict.name} \\| ")
         needs = "<br><sub>To decide it: more seeds</sub>" if verdict is Verdict.UNDECIDED else ""
         assert line.endswith(
             f"(Table 1)<br><sub>Rule: below 2</sub> | – | a: 1{needs} | "
@@ -156,8 +158,8 @@ def test_whose_claims_they_are_is_counted_apart() -> None:
     )
     page = results_page(board, {})
     headings = re.findall(r"^## (.*)", page, re.MULTILINE)
-    assert headings == ["What does not hold", "What holds", readme.OTHERS["later"], readme.OTHERS["background"]]
-    later = page.partition(readme.OTHERS["later"])[2].partition("\n## ")[0]
+    assert headings == ["What does not hold", "What holds", OTHERS["later"], OTHERS["background"]]
+    later = page.partition(OTHERS["later"])[2].partition("\n## ")[0]
     assert later.index("Open.") < later.index("Found."), "what is undecided before what holds"
     assert "Old." not in later
 

@@ -23,6 +23,7 @@ from reproduction.claims import decide, describe, load_claims
 from reproduction.files import read_json
 from reproduction.pipeline import identity, readme
 from reproduction.pipeline.alone import stop_with_parent
+from reproduction.pipeline.board import PROFILE
 from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.notebooks import read_notebook
 from reproduction.workspace import checked_profile, project_root
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         root, started = project_root(), time.monotonic()
         found = redraw(root, options.profile, options.jobs)
-        if options.profile == readme.PROFILE:
+        if options.profile == PROFILE:
             found += readme.write(root)
         print("\n".join(found))
         print(f"all notebooks of {options.profile} drawn in {time.monotonic() - started:.0f} s: ", end="")

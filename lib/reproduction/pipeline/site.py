@@ -21,20 +21,10 @@ from typing import Any
 from neural_ode.errors import FileError, NeuralODEError, needs
 from reproduction.claims import WHOSE
 from reproduction.files import read_text, write_atomically
+from reproduction.pipeline.board import BOARD, OTHERS, PROFILE, RESULTS, SIGNS, by_verdict, read_board, tally
 from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.notebooks import read_notebook
-from reproduction.pipeline.readme import (
-    BOARD,
-    OTHERS,
-    PROFILE,
-    RESULTS,
-    SIGNS,
-    by_verdict,
-    notebook_of,
-    pictures,
-    read_board,
-    tally,
-)
+from reproduction.pipeline.readme import notebook_of, pictures
 from reproduction.rules import Verdict
 from reproduction.workspace import project_root
 
