@@ -1,6 +1,7 @@
 # make figures   everything that the paper shows, at the quick profile: figures/quick/
 # make test      all checks: lint, types, unit tests, notebooks
-# make paper     every figure of full scale, drawn anew from the committed results: figures/paper/, RESULTS.md
+# make paper     every figure of full scale, drawn anew from the committed results: figures/paper/, RESULTS.md;
+#                or those of a notebook: make paper ONLY=04_mnist
 # make lab       JupyterLab; its options: make lab LAB="--no-browser"
 # make notebooks store fresh outputs in notebooks/
 # make site      the executed notebooks and the reference of the library as pages to read offline: build/site
@@ -48,7 +49,7 @@ test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 pytest $(NBVAL) $(PARALLEL) notebooks
 
 paper: $(VENV)/notebooks.stamp
-	OMP_NUM_THREADS=1 python -m reproduction.pipeline.redraw --profile paper $(CHECK)
+	OMP_NUM_THREADS=1 python -m reproduction.pipeline.redraw --profile paper $(CHECK) $(ONLY)
 
 lab: $(VENV)/notebooks.stamp
 	jupyter lab $(LAB) notebooks

@@ -35,7 +35,7 @@ def main() -> None:
 
     from benchmarks.cases import CASES, case_rows
     from benchmarks.problems import PROBLEMS
-    from benchmarks.report import draw_precision, load, machine, merge, save, save_png, update_readme
+    from benchmarks.report import draw_precision, load, machine, merge, save, save_png, update_readmes
     from benchmarks.work_precision import precision_rows
     from reproduction.figures.theme import use_theme
 
@@ -71,7 +71,7 @@ def main() -> None:
         threads = min(row["threads"] for row in stored["work_precision"])
         save_png(draw_precision(stored, threads), output / "results.png")
     if output == _FOLDER:
-        update_readme(_FOLDER.parent / "README.md", stored)
+        update_readmes(_FOLDER.parent, stored)
 
 
 def _limit_threads(threads: int) -> None:

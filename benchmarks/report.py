@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ __all__ = [
     "case_table",
     "draw_precision",
     "goal_table",
+    "goals_text",
     "load",
     "machine",
     "merge",
-    "readme_table",
+    "ratios_table",
     "save",
     "save_png",
-    "update_readme",
+    "update_readmes",
 ]
 
 _PACKAGES = ("neural-ode", "torch", "torchdiffeq", "torchode", "jax", "jaxlib", "diffrax", "scipy", "numpy")
@@ -180,40 +181,71 @@ _COLUMNS = {
     "diffrax": ("diffrax",),
     "torchode": ("torchode, compiled", "torchode, TorchScript", "torchode"),
 }
-"""Columns of the README's table and the contenders that they stand for: the second of two where steps for each
+"""Columns of the table and the contenders that they stand for: the second of two where steps for each
 sample are the subject, and of three the fastest."""
 
 _MARKS = ("<!-- made by python -m benchmarks -->\n", "<!-- end -->")
 
 
-def readme_table(results: dict[str, Any], threads: int = 1) -> str:
-    """The ratios and the goals that were missed, in Markdown."""
+_FRONT = {
+    "forward": "network of 50 units, 50 outputs",
+    "gradient-backsolve": "its gradients, adjoint method",
+    "cnf": "continuous flow, adjoint method",
+    "per-sample": "Van der Pol, steps for each sample",
+}
+"""Cases of the first page, with short names."""
+
+_FRONT_COLUMNS = ("neural_ode", "compiled", "diffrax", "torchode")
+
+
+def ratios_table(
+    results: dict[str, Any],
+    threads: int = 1,
+    cases: Mapping[str, str] | None = None,
+    columns: Sequence[str] = tuple(_COLUMNS),
+) -> str:
+    """How many times as fast as torchdiffeq, in Markdown.
+
+    Args:
+        results: see `load`.
+        threads: of these measurements.
+        cases: names of cases, and what to call them; by default all by their titles.
+        columns: names in `_COLUMNS`.
+    """
     lines = [
-        "| work, {} thread{} | torchdiffeq | {} |".format(threads, "s" * (threads > 1), " | ".join(_COLUMNS)),
-        "|---" * (2 + len(_COLUMNS)) + "|",
+        "| work, {} thread{} | torchdiffeq | {} |".format(threads, "s" * (threads > 1), " | ".join(columns)),
+        "|---" * (2 + len(columns)) + "|",
     ]
-    for name, case in CASES.items():
+    for name, title in (cases or {name: case.title for name, case in CASES.items()}).items():
+        case = CASES[name]
         rows = {row["contender"]: row for row in _select(results["rows"], threads, case=name) if "ratio" in row}
         if case.baseline != "torchdiffeq" or case.baseline not in rows:
             continue
         cells = [f"{1e3 * rows[case.baseline]['median']:.3g} ms"]
-        for names in _COLUMNS.values():
+        for names in (_COLUMNS[column] for column in columns):
             entered = [rows[one]["ratio"][0] for one in names if one in rows]
             special = name.startswith("per-sample") and len(names) == 2 and len(entered) == 2
             cells.append(f"{entered[1] if special else max(entered):.2g}×" if entered else "–")
-        lines.append(f"| {case.title} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def goals_text(results: dict[str, Any], threads: int = 1) -> str:
+    """How many goals are met, and those that were missed, in Markdown."""
     goals = _select(results["goals"], threads)
     missed = [goal for goal in goals if goal["verdict"] != "met"]
-    lines.append(f"\n{len(goals) - len(missed)} of {len(goals)} goals are met" + (". Missed:\n" if missed else "."))
+    lines = [f"{len(goals) - len(missed)} of {len(goals)} goals are met" + (". Missed:\n" if missed else ".")]
     for goal in missed:
         measured = f"{goal['measured'][0]:.3g}" if "measured" in goal else goal["verdict"]
         lines.append(f"* {goal['case']}: {goal['goal']}; measured: {measured}")
     return "\n".join(lines) + "\n"
 
 
-def update_readme(path: Path, results: dict[str, Any]) -> None:
-    """Put the table between its marks."""
-    replace_between(path, *_MARKS, readme_table(results))
+def update_readmes(root: Path, results: dict[str, Any]) -> None:
+    """Put the tables between their marks: all in benchmarks/README.md, a few rows in that of the project."""
+    whole = f"{ratios_table(results)}\n{goals_text(results)}"
+    replace_between(root / "benchmarks" / "README.md", *_MARKS, whole)
+    replace_between(root / "README.md", *_MARKS, ratios_table(results, cases=_FRONT, columns=_FRONT_COLUMNS))
 
 
 def _select(rows: Iterable[dict[str, Any]], threads: int, **values: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ pytest.importorskip("torchdiffeq")
 from benchmarks import contenders
 from benchmarks.cases import CASES, Goal, case_rows, deviation
 from benchmarks.problems import PROBLEMS, arenstorf, lotka_volterra
-from benchmarks.report import case_table, draw_precision, goal_table, load, machine, merge, readme_table, save
+from benchmarks.report import case_table, draw_precision, goal_table, load, machine, merge, save, update_readmes
 from benchmarks.timing import (
     Contender,
     Measured,
@@ -255,6 +256,15 @@ def test_merging_replaces_what_was_measured_again(results: dict[str, object]) ->
     assert merge(None, new) == new
 
 
-def test_the_readme_shows_the_stored_results(root: Path) -> None:
-    table = readme_table(load(root / "benchmarks" / "results.json"))
-    assert table in (root / "README.md").read_text()
+def test_the_pages_show_the_stored_results(root: Path, tmp_path: Path) -> None:
+    pages = [Path("README.md"), Path("benchmarks", "README.md")]
+    (tmp_path / "benchmarks").mkdir()
+    for page in pages:
+        shutil.copy(root / page, tmp_path / page)
+    stored = load(root / "benchmarks" / "results.json")
+    update_readmes(tmp_path, stored)
+    for page in pages:
+        assert (tmp_path / page).read_text() == (root / page).read_text()
+    missed = [goal for goal in stored["goals"] if goal["threads"] == 1 and goal["verdict"] != "met"]
+    assert missed
+    assert all(goal["goal"] in (root / pages[1]).read_text() for goal in missed)

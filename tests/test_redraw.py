@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from reproduction.pipeline import identity, readme, redraw
+from reproduction.pipeline.contents import Contents
 from reproduction.rules import Verdict
 from reproduction.workspace import DRAW_VARIABLE, OUTPUT_VARIABLE
 
@@ -17,7 +18,7 @@ CLAIM = "fig1.euler_limit"
 NAMES = ["01_toy", "02_toy", "11_scoreboard"]
 BOARD = {
     **{"claim": "It works.", "whose": "paper", "source": "Figure 1", "published": "–", "here": "–"},
-    **{"rule": "below 2", "verdict": "holds", "needs": ""},
+    **{"rule": "below 2", "verdict": "holds", "needs": "", "short": "it works"},
 }
 
 
@@ -235,6 +236,18 @@ def test_without_check_differences_are_shown_and_with_it_they_are_a_failure(
         assert ("are not what the code draws" in shown.err) == bool(options)
 
 
+def test_notebooks_that_are_named_are_drawn_and_the_scoreboard(
+    project: Path, drawn: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert redraw.main(["--profile=quick", "02_toy"]) == 0
+    assert drawn["order"] == ["02_toy", "11_scoreboard"]
+    assert "named notebooks of quick drawn" in capsys.readouterr().out
+    drawn["order"].clear()
+    assert redraw.main(["--profile=quick", "02_toy", "03_toy"]) == 1
+    assert "unknown notebook '03_toy'" in capsys.readouterr().err
+    assert drawn["order"] == []
+
+
 def test_what_fails_is_named_and_the_others_are_drawn(
     project: Path, drawn: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,14 +262,15 @@ def test_what_fails_is_named_and_the_others_are_drawn(
 
 
 def test_full_scale_writes_what_shows_it(
-    project: Path, drawn: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    project: Path, drawn: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "".join("{}old\n{}\n".format(*readme.marks(part)) for part in ("tally", "gallery"))
+    monkeypatch.setattr(readme, "load_contents", lambda: Contents([], {}, {}))
+    text = "".join("{}old\n{}\n".format(*readme.marks(part)) for part in ("results", "front", "notebooks"))
     (project / "README.md").write_text(text)
     drawn["says"]["11_scoreboard"] = SAYS | {"claims": {CLAIM: BOARD | {"notebook": "01_toy"}}}
     assert redraw.main([]) == 0
     shown = capsys.readouterr().out
-    assert "README.md is another text\nRESULTS.md is another text\n" in shown
+    assert "README.md is another text\nRESULTS.md is another text\nfigures/README.md is another text\n" in shown
     assert "all notebooks of paper drawn" in shown
     assert "Of 1 claim of the paper, 1 holds" in (project / "README.md").read_text()
     assert redraw.main(["--check"]) == 0

@@ -1,6 +1,6 @@
 """The scoreboard of full scale, as notebook 11 leaves it: a row for each claim, counted and sorted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,18 @@ from reproduction.claims import WHOSE
 from reproduction.files import read_json
 from reproduction.rules import Verdict
 
-__all__ = ["BOARD", "OTHERS", "PROFILE", "RESULTS", "SIGNS", "Board", "by_verdict", "read_board", "tally"]
+__all__ = [
+    "BOARD",
+    "OTHERS",
+    "PROFILE",
+    "RESULTS",
+    "SIGNS",
+    "Board",
+    "by_verdict",
+    "counted",
+    "read_board",
+    "tally",
+]
 
 PROFILE = "paper"
 RESULTS = Path("figures") / PROFILE
@@ -17,7 +28,7 @@ BOARD = RESULTS / "11_scoreboard" / "claims.json"
 Board = Mapping[str, Mapping[str, Any]]
 """The scoreboard: a row for each claim, by its id."""
 
-FIELDS = ("claim", "whose", "source", "published", "here", "rule", "verdict", "needs", "notebook")
+FIELDS = ("claim", "short", "whose", "source", "published", "here", "rule", "verdict", "needs", "notebook")
 OTHERS = {
     "later": "What others found later, measured on the same models",
     "background": "What was known before, and belongs to the subject",
@@ -52,10 +63,15 @@ def by_verdict(rows: Iterable[Mapping[str, Any]]) -> dict[Verdict, list[Mapping[
     return {verdict: [row for row in listed if row["verdict"] == str(verdict)] for verdict in Verdict}
 
 
-def tally(board: Board) -> str:
+def counted(rows: Mapping[Verdict, Sequence[object]]) -> str:
+    """How many rows have each verdict, in signs."""
+    return " ".join(f"{len(found)} {SIGNS[verdict]}" for verdict, found in rows.items() if found)
+
+
+def tally(board: Board, of: Iterable[str] = WHOSE) -> str:
     """How many claims hold, in a line for each of those who claim."""
     sentences = []
-    for whose in WHOSE:
+    for whose in of:
         rows = [row for row in board.values() if row["whose"] == whose]
         if rows:
             counts = {verdict: len(found) for verdict, found in by_verdict(rows).items()}

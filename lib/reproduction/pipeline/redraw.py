@@ -2,9 +2,9 @@
 
     python -m reproduction.pipeline.redraw --profile paper --check
 
-Runs every notebook of a profile without computing anything, the scoreboard last, and then writes RESULTS.md and the
-parts of the README. With `--check` a difference is a failure: in a claim's verdict or measurement, in a metric, in
-what an executed notebook says in words and tables.
+Runs the notebooks of a profile, all or those that are named, without computing anything, the scoreboard last, and
+then writes RESULTS.md, figures/README.md and the parts of the README. With `--check` a difference is a failure: in
+a claim's verdict or measurement, in a metric, in what an executed notebook says in words and tables.
 """
 
 import argparse
@@ -12,13 +12,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from neural_ode.errors import InvalidArgumentError, NeuralODEError
+from neural_ode.errors import InvalidArgumentError, NeuralODEError, UnknownNameError
 from reproduction.claims import decide, describe, load_claims
 from reproduction.files import read_json
 from reproduction.pipeline import identity, readme
@@ -41,19 +41,30 @@ class RedrawError(NeuralODEError):
     """A notebook failed, or what was drawn is not what was there."""
 
 
-def redraw(root: Path, profile: str, jobs: int) -> list[str]:
-    """Draw all notebooks of a profile, several at a time.
+def redraw(root: Path, profile: str, jobs: int, only: Sequence[str] = ()) -> list[str]:
+    """Draw notebooks of a profile, several at a time, and the scoreboard.
+
+    Args:
+        root: of the project.
+        profile: whose results.
+        jobs: notebooks at a time.
+        only: names of notebooks; all if there is none.
 
     Returns:
         What differs from before, in words.
 
     Raises:
+        UnknownNameError: there is no such notebook.
         RedrawError: notebooks failed; the others are drawn.
     """
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    there = [path.stem for path in notebooks]
+    for name in only:
+        if name not in there:
+            raise UnknownNameError("notebook", name, there)
     if identity.main([str(root / IDENTITY), *map(str, notebooks)]):
         raise RedrawError("a notebook or module cannot be read: its name stands above")
-    names = [path.stem for path in notebooks]
+    names = [name for name in there if not only or name in (*only, SCOREBOARD)]
     folder = root / "figures" / checked_profile(profile)
     before = {name: _shown(folder / name, profile) for name in names}
     with ThreadPoolExecutor(jobs) as pool:
@@ -132,6 +143,7 @@ def _quoted(text: str, start: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Draw what the command line names; the exit status."""
     parser = argparse.ArgumentParser(description="Draw all figures anew from the results that are there.")
+    parser.add_argument("only", nargs="*", metavar="NOTEBOOK", help="all if none is named")
     parser.add_argument("--profile", default="paper", help="whose results")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
     parser.add_argument("--check", action="store_true", help="fail if anything differs from before")
@@ -139,11 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         root, started = project_root(), time.monotonic()
-        found = redraw(root, options.profile, options.jobs)
+        found = redraw(root, options.profile, options.jobs, options.only)
         if options.profile == PROFILE:
             found += readme.write(root)
         print("\n".join(found))
-        print(f"all notebooks of {options.profile} drawn in {time.monotonic() - started:.0f} s: ", end="")
+        which, seconds = "named" if options.only else "all", time.monotonic() - started
+        print(f"{which} notebooks of {options.profile} drawn in {seconds:.0f} s: ", end="")
         print(f"{len(found)} differences" if found else "claims, metrics, tables and text as before")
         if found and options.check:
             raise RedrawError("the committed results are not what the code draws: see above")

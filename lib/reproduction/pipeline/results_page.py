@@ -1,83 +1,101 @@
 """RESULTS.md: every claim with its rule, the published value, and ours."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from reproduction.claims import Claim
-from reproduction.pipeline.board import OTHERS, RESULTS, SIGNS, Board, by_verdict, tally
+from reproduction.pipeline.board import OTHERS, RESULTS, SIGNS, Board, by_verdict, counted, tally
+from reproduction.pipeline.contents import Contents
 from reproduction.rules import Verdict
 
 __all__ = ["results_page"]
 
-HEADINGS = {
-    "What does not hold": Verdict.FAILS,
-    "What is undecided": Verdict.UNDECIDED,
-    "What holds": Verdict.HOLDS,
-    "What is not measured at full scale yet": Verdict.UNTESTED,
-}
+INTRODUCTION = """\
+✓ holds: the whole 95 % interval (in brackets) satisfies the rule. ✗ does not hold: none of it does. ? is undecided:
+some of it does, or there are fewer seeds (n) than the rule asks for.
+
+Rules are of three kinds: a *value* agrees with the published one; a *difference* is in favour, or none within a
+margin; a *law* bounds a slope, a share or an error. They stand in [claims.yaml](lib/reproduction/claims.yaml) and
+are frozen: a test fails if one changes without a reason that is listed [below](#rules-that-changed).
+
+This page is made from the committed results of full scale (`results/paper/`): `make paper` draws them anew, and
+`make paper ONLY=04_mnist` those of one notebook. Do not edit it.
+"""
 
 
-def results_page(board: Board, claims: Mapping[str, Claim]) -> str:
-    """RESULTS.md: every claim with its rule, the published value, and ours; what does not hold comes first.
+def results_page(board: Board, claims: Mapping[str, Claim], contents: Contents) -> str:
+    """The page: claims of the paper by notebook, those of others, and the rules that changed.
 
     Args:
         board: by claim, as the scoreboard's notebook writes it.
-        claims: whose rules were changed.
+        claims: in the order in which they are shown, and what was amended.
+        contents: what the notebooks show.
     """
-    lines = [
-        "# Results: every claim, one by one",
-        "",
-        "Made by `make paper` from the committed results of full scale (`results/paper/`): do not edit.",
-        "",
-        tally(board),
-        "",
-        "In brackets the 95 % interval and what it is of: n seeds or measurements, or the points of a regression.",
-        "A claim holds if the whole interval satisfies its rule, does not if none of it does, and is undecided in",
-        "between, or with fewer seeds than the rule asks for. ∞ stands for a solve that could not be finished. The",
-        "rules are in [claims.yaml](lib/reproduction/claims.yaml).",
-    ]
-    own = by_verdict(row for row in board.values() if row["whose"] == "paper")
-    for title, verdict in HEADINGS.items():
-        if own[verdict]:
-            lines += ["", f"## {title}", "", *_table(own[verdict])]
+    lines = ["# Results: every claim, one by one", "", *tally(board).split("\n"), "", INTRODUCTION.rstrip()]
+    rows = [(id, board[id]) for id in claims if id in board]
+    own = [(id, row) for id, row in rows if row["whose"] == "paper"]
+    for verdict, found in by_verdict(row for _, row in own).items():
+        if found and verdict is not Verdict.HOLDS:
+            lines += ["", f"**{SIGNS[verdict]} {verdict}:** {'; '.join(row['short'] for row in found)}."]
+    for notebook in dict.fromkeys(row["notebook"] for _, row in own):
+        part = [(id, row) for id, row in own if row["notebook"] == notebook]
+        signs = counted(by_verdict(row for _, row in part))
+        listed = contents.notebooks.get(notebook)
+        lines += ["", f"## {listed.shows if listed else notebook}"]
+        lines += ["", f"{signs} · notebook {_link(notebook)}", *_entries(part)]
     for whose, title in OTHERS.items():
-        groups = by_verdict(row for row in board.values() if row["whose"] == whose)
-        rows = [row for verdict in HEADINGS.values() for row in groups[verdict]]
-        if rows:
-            lines += ["", f"## {title}", "", *_table(rows)]
+        part = [(id, row) for id, row in rows if row["whose"] == whose]
+        if part:
+            lines += ["", f"## {title}", *_entries(part)]
     return "\n".join([*lines, *_changed(board, claims)]) + "\n"
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    lines = ["| | claim | published | here | notebook |", "|---|---|---|---|---|"]
-    for row in rows:
-        name, sign = row["notebook"], SIGNS[Verdict(row["verdict"])]
-        needs = row["needs"] if row["verdict"] == str(Verdict.UNDECIDED) else ""
-        cells = [
-            sign,
-            f"{row['claim']} ({row['source']})<br><sub>Rule: {row['rule']}</sub>",
-            row["published"],
-            row["here"] + (f"<br><sub>To decide it: {needs}</sub>" if needs else ""),
-            f"[{name}]({RESULTS.as_posix()}/{name}/{name}.ipynb)",
-        ]
-        lines.append(_row(cells))
-    return lines
+def _entries(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    for _, row in rows:
+        yield from ("", f"### {_sign(row)} {row['short']}", "", f"{row['claim']} ({row['source']})", "")
+        if row["published"] != "–":
+            yield f"* **Paper:** {row['published']}"
+        yield from _measured("Here", row["here"])
+        yield f"* **Rule:** {row['rule']}"
+        if row["verdict"] == str(Verdict.UNDECIDED) and row["needs"]:
+            yield f"* **To decide it:** {row['needs']}"
+        if row["whose"] != "paper":
+            yield f"* **Notebook:** {_link(row['notebook'])}"
 
 
-def _changed(board: Board, claims: Mapping[str, Claim]) -> list[str]:
+def _measured(name: str, said: str) -> Iterator[str]:
+    """A measurement in the words of `describe`, with a line for each way of measuring."""
+    said = said.replace("∞", "not finished")
+    quantity, dash, values = said.partition(" – ")
+    ways = (values if dash else said).split("; ")
+    if len(ways) == 1:
+        yield f"* **{name}:** {said}"
+    else:
+        yield f"* **{name}:**{f' {quantity}' if dash else ''}"
+        yield from (f"  * {way}" for way in ways)
+
+
+def _sign(row: Mapping[str, Any]) -> str:
+    return SIGNS[Verdict(row["verdict"])]
+
+
+def _link(notebook: str) -> str:
+    return f"[{notebook}]({RESULTS.as_posix()}/{notebook}/{notebook}.ipynb)"
+
+
+def _changed(board: Board, claims: Mapping[str, Claim]) -> Iterator[str]:
     """The rules that are no more, with what they said."""
-    rows = []
-    for id, claim in claims.items():
-        now = board.get(id, {})
+    amended = [claim for claim in claims.values() if claim.amended]
+    if amended:
+        yield from (
+            "",
+            "## Rules that changed",
+            "",
+            "Each with its last verdict and measurement; above stands the rule of now.",
+        )
+    for claim in amended:
+        verdict = board.get(claim.id, {}).get("verdict", "gone")
+        yield from ("", f"### {claim.short} (now: {verdict})")
         for entry in claim.amended:
-            before = f"{entry.verdict}: {entry.here}<br><sub>Rule: {entry.rule}</sub>"
-            after = f"{now.get('verdict', '–')}: {now.get('here', '–')}<br><sub>Rule: {claim.rule.words()}</sub>"
-            rows.append(_row([f"`{id}`", before, after, f"{entry.reason} ({entry.date})"]))
-    if not rows:
-        return []
-    title = ["", "## Rules that changed, and what they said before", ""]
-    return [*title, "| claim | before | now | why |", "|---|---|---|---|", *rows]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            yield from ("", f"{entry.date}: {entry.reason}", "", f"* **Rule before:** {entry.rule}")
+            yield from _measured(f"It said *{entry.verdict}* of", entry.here)

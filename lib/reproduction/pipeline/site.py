@@ -23,6 +23,7 @@ from reproduction.claims import WHOSE
 from reproduction.files import read_text, write_atomically
 from reproduction.pipeline.board import BOARD, OTHERS, PROFILE, RESULTS, SIGNS, by_verdict, read_board, tally
 from reproduction.pipeline.command import exit_status
+from reproduction.pipeline.contents import captions, load_contents
 from reproduction.pipeline.notebooks import read_notebook
 from reproduction.pipeline.readme import notebook_of, pictures
 from reproduction.rules import Verdict
@@ -33,7 +34,6 @@ with needs("notebooks"):
     from nbformat import NotebookNode
 
 __all__ = [
-    "alt_texts",
     "build",
     "landing",
     "main",
@@ -48,6 +48,12 @@ ORIGINALS = "download"
 """Where the notebooks lie as they ran, to download: their pages have notes and descriptions added."""
 
 RESTORE = "restore it with `git checkout`"
+
+GUIDES = ("library", "running")
+"""Pages of `docs/`, which link to the rest by `../`."""
+
+CITATION = "Licence and citation"
+"""The section of the README that the first page ends with."""
 
 DOCUMENTS = ("RESULTS", "CONTRIBUTING", "CHANGELOG")
 """Pages as they are, under the names by which others link to them."""
@@ -70,12 +76,6 @@ def sections(markdown: str) -> dict[str, str]:
         heading, _, text = part.partition("\n")
         found[heading] = text
     return found
-
-
-def alt_texts(readme: str) -> dict[str, str]:
-    """What each figure shows, by `<notebook>/<name>`, from the README's table of figures."""
-    rows = re.findall(r"^\| `([\w/]+)\.svg` \| (.*) \|$", readme, re.MULTILINE)
-    return dict(rows)
 
 
 def scoreboard(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -109,17 +109,17 @@ def _plain(text: str) -> str:
 def landing(root: Path) -> str:
     """The first page: the README's introduction, the figures, and the scoreboard."""
     readme = read_text(root / "README.md", RESTORE)
-    parts, captions = sections(readme), alt_texts(readme)
-    board = read_board(root)
+    parts, contents = sections(readme), load_contents()
+    texts, board = captions(contents), read_board(root)
     rows = {whose: by_verdict(row for row in board.values() if row["whose"] == whose) for whose in WHOSE}
     order = (Verdict.FAILS, Verdict.UNDECIDED, Verdict.HOLDS, Verdict.UNTESTED)
     tables = {whose: [row for verdict in order for row in found[verdict]] for whose, found in rows.items()}
     gallery = ["::::{container} gallery"]
-    for picture in pictures(root):
+    for picture in pictures(root, contents):
         if picture.parent.name == BOARD.parent.name:
             continue  # the page has it as a table
         name = f"{picture.parent.name}/{picture.stem}"
-        text = captions.get(name, name)
+        text = texts.get(name, name)
         gallery += [
             f":::{{figure}} {picture.relative_to(root).as_posix()}",
             f":target: notebooks/{notebook_of(picture).stem}.html",
@@ -131,7 +131,7 @@ def landing(root: Path) -> str:
     return "\n".join(
         [
             readme.partition("\n")[0],
-            re.sub(r"(?m)^\[<img.*\n", "", parts[""]),  # the figures come below
+            re.sub(r"(?ms)^\[!\[.*?\n\n", "", parts[""]),  # the figures come below
             "{.tally}",
             tally(board),
             "\n## Figures\n\nEach picture leads to the executed notebook.\n",
@@ -140,8 +140,8 @@ def landing(root: Path) -> str:
             "\n## Scoreboard\n\nIn brackets the 95 % interval and what it is of. What does not hold comes first,",
             "then what is undecided: some of the interval satisfies the rule, and some does not.\n",
             *(f"### {TITLES[whose]}\n\n{scoreboard(found)}" for whose, found in tables.items() if found),
-            *(f"## {name}\n{parts[name]}" for name in ("What the paper leaves unstated", "Licence and citation")),
-            _contents("Use", ["run", "library", "benchmarks/benchmarks", *DOCUMENTS, "data/mnist/README"]),
+            f"## {CITATION}\n{parts[CITATION]}",
+            _contents("Use", [*GUIDES, "benchmarks/benchmarks", *DOCUMENTS, "data/mnist/README"]),
             _contents("Figures and tables", ["notebooks/*"]),
             _contents("Reference", ["api/index"]),
         ]
@@ -160,7 +160,7 @@ def notebook_page(notebook: NotebookNode, name: str, profile: str, texts: Mappin
         notebook: an executed notebook, which is changed and returned.
         name: its file name without suffix.
         profile: the one it ran in.
-        texts: descriptions of figures, see `alt_texts`.
+        texts: descriptions of figures, see `captions`.
     """
     command = f"`dvc repro notebook@{profile}-{name}`"
     files = f"{{download}}`Download the notebook </{ORIGINALS}/{name}.ipynb>`"
@@ -240,13 +240,9 @@ def _reference(part: str, contents: Mapping[str, list[str]]) -> str:
 
 def write_sources(root: Path, folder: Path) -> None:
     """Lay out everything that Sphinx reads: pages as Markdown and notebooks, and the files that they link to."""
-    readme = read_text(root / "README.md", RESTORE)
-    parts = sections(readme)
-    run = "".join(f"## {name}\n{parts[name]}" for name in ("Two commands", "GPU and paper scale", "Layout"))
     pages = {
         "index.md": landing(root),
-        "run.md": f"# Run it\n\n{run}",
-        "library.md": f"# The library\n{parts['The library']}".replace("\n### ", "\n## "),
+        **{f"{name}.md": read_text(root / "docs" / f"{name}.md", RESTORE) for name in GUIDES},
         **{f"{name}.md": read_text(root / f"{name}.md", RESTORE) for name in DOCUMENTS},
     }
     reference = modules(root / "lib" / "neural_ode")
@@ -257,14 +253,15 @@ def write_sources(root: Path, folder: Path) -> None:
     pages["api/index.md"] = "\n".join([first, "```{toctree}", ":hidden:", "", *names, "```\n"])
 
     for page, text in pages.items():
-        # On the site a link to an executed notebook is a link to its page.
+        # On the site all pages lie side by side, and a link to an executed notebook is a link to its page.
+        text = re.sub(r"\]\((?:\.\./|docs/)", "](", text)
         text = re.sub(rf"\]\({RESULTS.as_posix()}/\w+/(\w+\.ipynb)\)", r"](notebooks/\1)", text)
         write_atomically(folder / page, text)
         for target in re.findall(r"\]\(([^):#]+)\)|^:::\{figure\} (.*)$", text, re.MULTILINE):
             _copy(root, folder, next(filter(None, target)))
     _copy(root, folder, "benchmarks/benchmarks.ipynb")
 
-    texts = alt_texts(readme)
+    texts = captions(load_contents())
     for stored in sorted((root / "notebooks").glob("*.ipynb")):
         executed = root / RESULTS / stored.stem / stored.name
         profile, source = (PROFILE, executed) if executed.exists() else ("quick", stored)
