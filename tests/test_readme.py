@@ -57,7 +57,7 @@ def test_tables_of_choices_are_complete(of: str) -> None:
 
 
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/mnist/README.md", "docs/library.md")
-PAGES += ("docs/running.md", "benchmarks/README.md", "figures/README.md")
+PAGES += ("docs/recipes.md", "docs/running.md", "benchmarks/README.md", "figures/README.md")
 
 
 @pytest.mark.parametrize("name", PAGES)

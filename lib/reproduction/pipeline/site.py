@@ -49,7 +49,7 @@ ORIGINALS = "download"
 
 RESTORE = "restore it with `git checkout`"
 
-GUIDES = ("library", "running")
+GUIDES = ("library", "recipes", "running")
 """Pages of `docs/`, which link to the rest by `../`."""
 
 CITATION = "Licence and citation"
