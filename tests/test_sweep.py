@@ -23,6 +23,7 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
+from distributed import Client
 from distributed.utils import json_load_robust
 
 from neural_ode.errors import InvalidArgumentError, NeuralODEError, NeuralODEWarning
@@ -274,6 +275,28 @@ def test_a_killed_worker_loses_nothing(tasks: ModuleType, log: Path, tmp_path: P
     with pytest.raises(SweepError, match=r"2 of 6 points failed, at first width=\d, seed=2: ValueError: seed 2 is"):
         sweep(work, POINTS, tmp_path / "failing")
     assert len(list((tmp_path / "failing").glob("*.pt"))) == 4
+
+
+def test_no_worker_is_idle_while_points_wait(tasks: ModuleType, log: Path, tmp_path: Path, cluster: None) -> None:
+    """One point takes long. The other worker computes all others, those too that were meant for the busy one."""
+    (log / "wait-1").touch()
+    points = [{"width": 2, "seed": 1}, *({"width": width, "seed": 0} for width in range(2, 9))]
+    with ThreadPoolExecutor(1) as pool:
+        parallel = pool.submit(sweep, partial(tasks.gradient, log), points, tmp_path)
+        try:
+            until(lambda: len(list(tmp_path.glob("*.pt"))) == len(points) - 1, seconds=30)
+        finally:
+            (log / "wait-1").unlink()
+        assert len(parallel.result(timeout=60)) == len(points)
+    # Dask moves tasks of a kind of which it has seen how long they take.
+    with Client(os.environ[SCHEDULER_VARIABLE]) as client:
+        kinds = client.run_on_scheduler(
+            lambda dask_scheduler: {
+                name: kind.duration_average for name, kind in dask_scheduler.task_prefixes.items()
+            }
+        )
+    assert list(kinds) == ["point"]
+    assert kinds["point"] > 0
 
 
 def test_a_point_can_be_a_sweep(tasks: ModuleType, log: Path, tmp_path: Path, cluster: None) -> None:

@@ -157,10 +157,14 @@ def _outcomes(
             return
         from distributed import as_completed
 
-        # The fingerprint is the name of the task: two sweeps at the same time share what they have in common.
-        futures = [client.submit(_compute, function, missing[key], key, folder, key=key) for key in missing]
+        # The fingerprint names the task: two sweeps at the same time share what they have in common. What stands
+        # before it is a kind to Dask, which moves a task from a busy worker to an idle one only if it has seen how
+        # long others of the kind take.
+        futures = {
+            client.submit(_compute, function, missing[key], key, folder, key=f"point-{key}"): key for key in missing
+        }
         for future in as_completed(futures):
-            outcome = _kept(_attempt(future.key, future.result), folder)
+            outcome = _kept(_attempt(futures[future], future.result), folder)
             future.release()  # or the cluster keeps all results to the end
             yield outcome
 
