@@ -434,6 +434,40 @@ def test_dynamics_with_a_gradient_of_their_own() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
+class Tied(nn.Module):
+    """Dynamics whose two layers share what `kind` says: the module itself, or its weight only."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Linear(2, 2)
+        self.second = self.first if kind == "module" else nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(y)))
+
+
+@pytest.mark.parametrize("kind", ["module", "weight"])
+@pytest.mark.parametrize("gradient", ["direct", "backsolve"])
+def test_tied_weights(kind: str, gradient: str) -> None:
+    """They get the gradients of an eager solve, and the module keeps its own parameters."""
+    found = []
+    for compiled in (False, True):
+        field = Tied(kind).double()
+        before = dict(field.named_parameters(remove_duplicate=False))
+        how = {"compile": compiled, "gradient": gradient, "rtol": 1e-9, "atol": 1e-9}
+        solution = solve(field, start().double(), [0.0, 1.0], **how)
+        assert solution.stats.compiled == ("solve" if compiled else None)
+        solution.y[-1].square().sum().backward()
+        after = dict(field.named_parameters(remove_duplicate=False))
+        assert after.keys() == before.keys()
+        assert all(after[name] is before[name] for name in before)
+        found.append({name: p.grad for name, p in field.named_parameters()})
+    for name, gradient_of in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient_of, rtol=1e-6, atol=1e-9)
+
+
 class Scaled(nn.Module):
     def __init__(self, k: float):
         super().__init__()

@@ -39,7 +39,7 @@ class SolveKey(NamedTuple):
 
     dynamics: Kind
     constants: tuple[float, ...] = ()
-    params: tuple[tuple[str, torch.Size], ...] = ()
+    params: tuple[tuple[tuple[str, ...], torch.Size], ...] = ()
     method: Any = None
     norm: Kind = ()
     variant: tuple[Any, ...] = ()

@@ -34,6 +34,7 @@ class LiftedDynamics(nn.Module):
 
     Attributes:
         params: those that get gradients: by default all that require them, of the modules that `f` is or refers to.
+        slots: of each of them, the names under which modules hold it: several where weights are tied.
         kind: the code that `f` runs.
         constants: numbers that `f` refers to, where they are constants of the graph.
         lifts: whether numbers that `f` refers to are inputs.
@@ -68,12 +69,12 @@ class LiftedDynamics(nn.Module):
                 describe(f, found)
         self.parts = nn.ModuleList(found.values())
         self.f = None if isinstance(f, nn.Module) else f
-        named = {id(p): (name, p) for name, p in self.named_parameters()} if params != () else {}
+        slots = _slots(self) if params != () else {}
         if params is None:
-            params = tuple(p for _, p in named.values() if p.requires_grad)
-        if any(id(p) not in named for p in params):
+            params = tuple(p for p in self.parameters() if p.requires_grad)
+        if any(id(p) not in slots for p in params):
             raise CannotCompile("params holds tensors that are no parameters of a module that f uses")
-        self.names = [named[id(p)][0] for p in params]
+        self.slots = [slots[id(p)] for p in params]
         self.params = params
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class LiftedDynamics(nn.Module):
         self, method: ExplicitRungeKutta, norm: Callable[..., Tensor] | None = None, *variant: Any
     ) -> SolveKey:
         """The same of graphs in which they are."""
-        shapes = tuple((name, p.shape) for name, p in zip(self.names, self.params, strict=True))
+        shapes = tuple((slots, p.shape) for slots, p in zip(self.slots, self.params, strict=True))
         return self.key(method, norm, *variant)._replace(params=shapes)
 
 
@@ -147,8 +148,18 @@ def with_parameters(dynamics: LiftedDynamics, params: tuple[Tensor, ...]) -> Dyn
     """The dynamics with other values of the parameters."""
     if not params:
         return dynamics
-    values = dict(zip(dynamics.names, params, strict=True))
-    return lambda t, y: torch.func.functional_call(dynamics, values, (t, y))
+    values = {slot: p for slots, p in zip(dynamics.slots, params, strict=True) for slot in slots}
+    # Left to PyTorch (`tie_weights`), a module with two names would not get its own tensor back.
+    return lambda t, y: torch.func.functional_call(dynamics, values, (t, y), tie_weights=False)
+
+
+def _slots(module: nn.Module) -> dict[int, tuple[str, ...]]:
+    """By identity of each parameter, the names of where it is held: one for each module that has it."""
+    found: dict[int, tuple[str, ...]] = {}
+    for prefix, part in module.named_modules():
+        for name, p in part.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            found[id(p)] = (*found.get(id(p), ()), name)
+    return found
 
 
 def depends_on_parameters(dynamics: LiftedDynamics, time: Tensor, y0: Tensor, grad: bool) -> bool:
