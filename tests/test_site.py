@@ -126,6 +126,8 @@ def test_the_first_page_shows_every_claim(pages: dict[Path, Page], site: Path) -
     page = pages[site / "index.html"]
     table = page.text.partition('<section id="scoreboard">')[2].partition('<section id="licence-and-citation">')[0]
     assert table.count("<tr") == len(board) + len({row["whose"] for row in board.values()})  # and their headings
+    assert "Every figure and table of" in page.text
+    assert "hollow circles" not in page.text, "the caption of a figure that the page has elsewhere"
     texts = captions(load_contents())
     figures = [name for name in full_scale() if not name.startswith("11_scoreboard/")]
     assert [picture["alt"] for picture in page.pictures if picture["alt"]] == [texts[name] for name in figures]

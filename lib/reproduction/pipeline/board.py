@@ -19,6 +19,7 @@ __all__ = [
     "by_verdict",
     "counted",
     "read_board",
+    "sign",
     "tally",
 ]
 
@@ -61,6 +62,11 @@ def by_verdict(rows: Iterable[Mapping[str, Any]]) -> dict[Verdict, list[Mapping[
     """Rows of the scoreboard by their verdict."""
     listed = list(rows)
     return {verdict: [row for row in listed if row["verdict"] == str(verdict)] for verdict in Verdict}
+
+
+def sign(row: Mapping[str, Any]) -> str:
+    """The verdict of a row of the scoreboard, as a sign."""
+    return SIGNS[Verdict(row["verdict"])]
 
 
 def counted(rows: Mapping[Verdict, Sequence[object]]) -> str:

@@ -16,7 +16,14 @@ FILE = Path(__file__).parents[1] / "contents.yaml"
 
 @dataclass(frozen=True)
 class Glance:
-    """A row of the README's results."""
+    """A row of the README's results.
+
+    Attributes:
+        claim: its id.
+        of: what the numbers are of.
+        paper: what the paper says; empty where the claim has a published number.
+        quantity: of the rule, the one that is shown; empty for the first.
+    """
 
     claim: str
     of: str
@@ -26,7 +33,14 @@ class Glance:
 
 @dataclass(frozen=True)
 class Listed:
-    """What is told of a notebook."""
+    """What is told of a notebook.
+
+    Attributes:
+        shows: the items of the paper.
+        minutes: to compute and draw the quick profile on two cores, as measured once.
+        figures: captions by name of the file, in reading order.
+        unstated: what the paper leaves open.
+    """
 
     shows: str
     minutes: int

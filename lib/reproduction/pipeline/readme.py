@@ -15,11 +15,10 @@ from neural_ode.errors import FileError, UnknownNameError
 from reproduction.claims import Claim, load_claims
 from reproduction.files import read_json, read_text, replace_between, write_atomically
 from reproduction.notation import typeset, typeset_interval
-from reproduction.pipeline.board import PROFILE, RESULTS, SIGNS, Board, by_verdict, counted, read_board, tally
+from reproduction.pipeline.board import PROFILE, RESULTS, Board, by_verdict, counted, read_board, sign, tally
 from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.contents import Contents, Glance, captions, load_contents
 from reproduction.pipeline.results_page import results_page
-from reproduction.rules import Verdict
 from reproduction.workspace import project_root
 
 __all__ = ["figures_page", "glance", "main", "marks", "notebook_of", "notebooks", "parts", "pictures", "write"]
@@ -34,7 +33,8 @@ def marks(part: str) -> tuple[str, str]:
 
 def pictures(root: Path, contents: Contents) -> list[Path]:
     """All figures of full scale as PNG or GIF, in reading order; at the end those that `contents` does not list."""
-    found = {f"{file.parent.name}/{file.stem}": file for file in sorted((root / RESULTS).glob("*/*.[pg][ni][gf]"))}
+    files = [file for file in sorted((root / RESULTS).glob("*/*")) if file.suffix in {".png", ".gif"}]
+    found = {f"{file.parent.name}/{file.stem}": file for file in files}
     return [found.pop(name) for name in captions(contents) if name in found] + list(found.values())
 
 
@@ -77,7 +77,7 @@ def glance(root: Path, board: Board, claims: Mapping[str, Claim], rows: Iterable
             raise FileError(f"{file} has no {claim.id}, of which contents.yaml tells: make it with `make paper`")
         quantity = row.quantity or next(iter(claim.rule.bounds))
         here = _brief([way[quantity] for way in measurement.values()], claim.rule.bounds[quantity].unit)
-        lines.append(f"| {row.of} | {row.paper or claim.published} | {here} | {_sign(board[claim.id])} |")
+        lines.append(f"| {row.of} | {row.paper or claim.published} | {here} | {sign(board[claim.id])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -160,10 +160,6 @@ def figures_page(root: Path, contents: Contents) -> str:
         target = notebook_of(picture).relative_to(GALLERY.parent).as_posix()
         lines += ["", f"[![{caption}]({PROFILE}/{notebook}/{picture.name})]({target})", "", f"*{caption}.*"]
     return "\n".join(lines) + "\n"
-
-
-def _sign(row: Mapping[str, Any]) -> str:
-    return SIGNS[Verdict(row["verdict"])]
 
 
 def write(root: Path) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from reproduction.claims import Claim
-from reproduction.pipeline.board import OTHERS, RESULTS, SIGNS, Board, by_verdict, counted, tally
+from reproduction.pipeline.board import OTHERS, RESULTS, SIGNS, Board, by_verdict, counted, sign, tally
 from reproduction.pipeline.contents import Contents
 from reproduction.rules import Verdict
 
@@ -32,27 +32,27 @@ def results_page(board: Board, claims: Mapping[str, Claim], contents: Contents) 
         contents: what the notebooks show.
     """
     lines = ["# Results: every claim, one by one", "", *tally(board).split("\n"), "", INTRODUCTION.rstrip()]
-    rows = [(id, board[id]) for id in claims if id in board]
-    own = [(id, row) for id, row in rows if row["whose"] == "paper"]
-    for verdict, found in by_verdict(row for _, row in own).items():
+    rows = [board[id] for id in claims if id in board]
+    own = [row for row in rows if row["whose"] == "paper"]
+    for verdict, found in by_verdict(own).items():
         if found and verdict is not Verdict.HOLDS:
             lines += ["", f"**{SIGNS[verdict]} {verdict}:** {'; '.join(row['short'] for row in found)}."]
-    for notebook in dict.fromkeys(row["notebook"] for _, row in own):
-        part = [(id, row) for id, row in own if row["notebook"] == notebook]
-        signs = counted(by_verdict(row for _, row in part))
+    for notebook in dict.fromkeys(row["notebook"] for row in own):
+        part = [row for row in own if row["notebook"] == notebook]
+        signs = counted(by_verdict(part))
         listed = contents.notebooks.get(notebook)
         lines += ["", f"## {listed.shows if listed else notebook}"]
         lines += ["", f"{signs} · notebook {_link(notebook)}", *_entries(part)]
     for whose, title in OTHERS.items():
-        part = [(id, row) for id, row in rows if row["whose"] == whose]
+        part = [row for row in rows if row["whose"] == whose]
         if part:
             lines += ["", f"## {title}", *_entries(part)]
     return "\n".join([*lines, *_changed(board, claims)]) + "\n"
 
 
-def _entries(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
-    for _, row in rows:
-        yield from ("", f"### {_sign(row)} {row['short']}", "", f"{row['claim']} ({row['source']})", "")
+def _entries(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        yield from ("", f"### {sign(row)} {row['short']}", "", f"{row['claim']} ({row['source']})", "")
         if row["published"] != "–":
             yield f"* **Paper:** {row['published']}"
         yield from _measured("Here", row["here"])
@@ -73,10 +73,6 @@ def _measured(name: str, said: str) -> Iterator[str]:
     else:
         yield f"* **{name}:**{f' {quantity}' if dash else ''}"
         yield from (f"  * {way}" for way in ways)
-
-
-def _sign(row: Mapping[str, Any]) -> str:
-    return SIGNS[Verdict(row["verdict"])]
 
 
 def _link(notebook: str) -> str:

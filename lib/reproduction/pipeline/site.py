@@ -21,7 +21,7 @@ from typing import Any
 from neural_ode.errors import FileError, NeuralODEError, needs
 from reproduction.claims import WHOSE
 from reproduction.files import read_text, write_atomically
-from reproduction.pipeline.board import BOARD, OTHERS, PROFILE, RESULTS, SIGNS, by_verdict, read_board, tally
+from reproduction.pipeline.board import BOARD, OTHERS, PROFILE, RESULTS, by_verdict, read_board, sign, tally
 from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.contents import captions, load_contents
 from reproduction.pipeline.notebooks import read_notebook
@@ -86,7 +86,7 @@ def scoreboard(rows: Iterable[Mapping[str, Any]]) -> str:
         name = row["notebook"]
         table.append(
             [
-                f"{SIGNS[Verdict(row['verdict'])]} {row['verdict']}",
+                f"{sign(row)} {row['verdict']}",
                 f"{_plain(row['claim'])} ({_plain(row['source'])})\\\n    *Rule:* {_plain(row['rule'])}",
                 _plain(row["published"]),
                 # A line for each way of measuring.
@@ -131,7 +131,7 @@ def landing(root: Path) -> str:
     return "\n".join(
         [
             readme.partition("\n")[0],
-            re.sub(r"(?ms)^\[!\[.*?\n\n", "", parts[""]),  # the figures come below
+            re.sub(r"(?ms)^\[!\[.*?\n\n\*.*?\*\n", "", parts[""]),  # the figures come below, with captions
             "{.tally}",
             tally(board),
             "\n## Figures\n\nEach picture leads to the executed notebook.\n",
