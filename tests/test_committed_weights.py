@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+import statistics
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,10 @@ def test_committed_results_are_those_of_today(folder: str, tmp_path: Path, monke
     assert asked(folder, tmp_path, monkeypatch) == []
 
 
-SEEDED = [name for name, section in PARAMETERS.items() if "seeds" in section and name != "09_extrapolation"]
+OTHERS_SEEDS = ("09_extrapolation", "12_latent_paths")
+"""Notebooks whose `seeds` are those of models that another one trains."""
+
+SEEDED = [name for name, section in PARAMETERS.items() if "seeds" in section and name not in OTHERS_SEEDS]
 
 
 @pytest.mark.parametrize("folder", SEEDED)
@@ -226,7 +230,7 @@ SPIRALS = PARAMETERS["08_spirals"]
 @pytest.mark.parametrize("model", ["latent ODE", *spirals.RNNS])
 def test_models_of_spirals_have_the_error(model: str, n: int) -> None:
     found = []
-    for seed in SPIRALS["seeds"]:
+    for seed in SPIRALS["seeds" if model == "latent ODE" else "rnn_seeds"]:
         test = spirals_for(BASE, SPIRALS["test_series"], n, seed, TEST)
         file = (
             RESULTS / "08_spirals" / f"{run_name('base' if model == 'latent ODE' else model, n, seed)}.safetensors"
@@ -237,7 +241,7 @@ def test_models_of_spirals_have_the_error(model: str, n: int) -> None:
             errors = rnn_errors(load_rnn(spirals.RNNS[model], file), test)
         found.append(errors["beyond"])
     # Errors grow on the way beyond the window, and what another processor rounds differently with them.
-    assert geometric_mean(found) == pytest.approx(metrics("08_spirals")[f"{model}, {n}"], rel=0.02)
+    assert statistics.median(found) == pytest.approx(metrics("08_spirals")[f"{model}, {n}"], rel=0.02)
 
 
 def test_models_of_spirals_follow_them() -> None:

@@ -19,7 +19,7 @@ from reproduction.models.mnist import mnist_net
 from reproduction.models.rnn import NextObservationRNN
 from reproduction.training.flows import Matching, train_continuous
 from reproduction.training.poisson import train_joint, train_rate
-from reproduction.training.spirals import train_latent_ode
+from reproduction.training.spirals import train_latent_odes, train_rnns
 
 
 def test_the_device_finds_tensors_in_the_wrong_place() -> None:
@@ -167,11 +167,15 @@ def test_trainings() -> None:
     """All that a notebook trains on a device: it comes back to the CPU with the numbers that the CPU makes."""
     flow = {"iterations": 2, "batch": 8, "rate": 0.01, "hidden": 4, "records": 1, "span": 1.0, "annealing": 0.0}
     series = {"steps": 2, "batch_size": 2, "lr": 0.01, "kl_warmup": 0, "noise_factor": 1.0}
+    penalised = {**series, "path": 0.1, "consistency": 1.0}
     spirals = [draw_spirals("example", 4, 30, 0.1, seed) for seed in (0, 1)]
     events, oscillators = draw_events("periodic", 3, 0), draw_oscillators(3, 0.1, 0)
     runs: dict[str, Callable[[Any], nn.Module]] = {
         "CNF": lambda where: train_continuous(Matching("U1"), 2, 0, flow, {}, device=where)[0],
-        "latent ODE": lambda where: train_latent_ode(*spirals, 0, series, {"noise": 0.1}, {}, None, where)[0],
+        "latent ODE": lambda where: train_latent_odes(
+            spirals, spirals, (0, 1), penalised, {"noise": 0.1, "bounded": True}, {}, None, where
+        )[1][0],
+        "RNN": lambda where: train_rnns(spirals, spirals, (0, 1), series, True, None, where)[1][0],
         "rate": lambda where: train_rate("periodic", events, events, 0, series, {}, None, where)[0],
         "joint": lambda where: train_joint(oscillators, oscillators, 0, series, 0.1, {}, None, where)[0],
     }

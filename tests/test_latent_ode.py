@@ -31,7 +31,7 @@ def turning(points: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_second_spiral_turns_clockwise(recipe: str) -> None:
-    data = draw_spirals(recipe, 40, 30, 0.0, 0, dtype=torch.float64)
+    data = draw_spirals(recipe, 40, 30, 0.0, 0, windows="inside", dtype=torch.float64)
     assert data.clockwise.sum() == 20
     expected = torch.where(data.clockwise, -1.0, 1.0).double()[:, None]
     assert torch.equal(turning(data.truth), expected.expand(-1, 198))
@@ -54,7 +54,9 @@ def test_mirrored_spirals_mirror_each_other() -> None:
 
 
 def test_windows_whose_points_beyond_are_trained_on() -> None:
-    everywhere, inside = (draw_spirals("example", 4000, 30, 0.1, 0, inside=x).start for x in (False, True))
+    everywhere, inside = (
+        draw_spirals("example", 4000, 30, 0.1, 0, windows=x).start for x in ("anywhere", "inside")
+    )
     assert (everywhere.min(), everywhere.max()) == (100, 300)
     assert (inside.min(), inside.max()) == (100, 200)
     assert inside.max() + 200 == everywhere.max() + 100
@@ -376,6 +378,9 @@ def test_errors_of_predictions_that_are_known() -> None:
 
     class Persistent(NextObservationRNN):
         """Expects what it saw last."""
+
+        def forward(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+            return values[:, :-1], torch.zeros_like(values[:, :-1])
 
         def _step(self, values: Tensor, gaps: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             return values, torch.zeros_like(values), torch.zeros(())

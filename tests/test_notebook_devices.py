@@ -32,11 +32,30 @@ SMALL: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "steps": 4,
         "rnn_steps": 4,
+        "rnn_lengths": [2],
         "variant_steps": 2,
         "recipes": {"latent ODE": [{}, {"lr": 3e-3}], "RNN": [{}], "RNN with times": [{}, {"batch_size": 8}]},
         "search_steps": 2,
     },
-    "09_extrapolation": {"observations": [30], "series": 8, "samples": 2, "curves": 7},
+    "12_latent_paths": {
+        "observations": [30],
+        "train_series": 100,
+        "test_series": 8,
+        "steps": 4,
+        "remedies": {
+            "path penalty": {"0.1": {"path": 0.1}, "1": {"path": 1.0}},
+            "consistency": {"1": {"consistency": 1.0}},
+            "centred spirals": {"unchanged": {"batch_size": 4}},
+        },
+        "search_steps": 2,
+    },
+    "09_extrapolation": {
+        "observations": [30],
+        "centred_seeds": [0, 1],
+        "series": 8,
+        "samples": 2,
+        "curves": 7,
+    },
     "10_poisson": {
         "rates": ["decaying"],
         "sequences": 4,
@@ -88,8 +107,9 @@ def test_on_another_device(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     for constant, (value, modules) in small.items():  # the device is slow
         for module in modules:
             monkeypatch.setattr(f"reproduction.experiments.{module}.{constant}", value)
-    if name == "09_extrapolation":
-        run("08_spirals", SMALL["08_spirals"])
+    before = {"12_latent_paths": ["08_spirals"], "09_extrapolation": ["08_spirals", "12_latent_paths"]}
+    for other in before.get(name, ()):
+        run(other, SMALL[other])
     moved, move = set(), torch.nn.Module.to
 
     def noted(module: torch.nn.Module, *where: Any, **more: Any) -> torch.nn.Module:

@@ -99,6 +99,7 @@ EXTRAS = {
         "experiments.density_matching": ["pandas"],
         "experiments.depth": ["pandas"],
         "experiments.extrapolation": ["pandas"],
+        "experiments.latent_paths": ["pandas"],
         "experiments.maximum_likelihood": ["pandas"],
         "experiments.memory": ["pandas"],
         "experiments.mnist": ["pandas"],

@@ -1,6 +1,7 @@
 """The runs of Table 2 and of the figures after it: what they keep is read again, and settings say what they do."""
 
 import hashlib
+import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from neural_ode.errors import UnknownNameError
-from reproduction.experiments import extrapolation, spirals
+from reproduction.experiments import extrapolation, latent_paths, spirals
 from reproduction.experiments.latent_space import FINE, TENTH, encoded, way, widest
 from reproduction.figures.spirals import (
     PARTS,
@@ -33,15 +34,14 @@ from reproduction.training.spirals import (
     TEST,
     TRAIN,
     VALIDATION,
-    latent_ode_for,
-    latent_ode_run,
     latent_ode_trial,
+    latent_odes_for,
     load_latent_ode,
     load_rnn,
     rnn_trial,
     spirals_for,
-    train_latent_ode,
-    train_rnn,
+    train_latent_odes,
+    train_rnns,
 )
 from reproduction.workspace import MissingResultError, Workspace
 
@@ -50,14 +50,17 @@ RUN = {"observations": 30, "series": 20, "validation_series": 10, "training": TR
 TABLE = {
     "observations": [30],
     "seeds": [1],
+    "rnn_seeds": [1],
     "train_series": 20,
     "test_series": 10,
     "batch_size": 10,
     "lr": 1e-2,
     "steps": 4,
     "rnn_steps": 3,
+    "rnn_lengths": [2],
     "kl_warmup": 0,
     "noise_factor": 2.0,
+    "compiled": False,
     "recipes": {"latent ODE": [{}, {"lr": 3e-2}], "RNN": [{"lr": 1e30}, {}], "RNN with times": [{}]},
     "search_seeds": [7, 8],
     "search_steps": 2,
@@ -68,7 +71,23 @@ TABLE = {
     "variant_steps": 2,
     "device": "cpu",
 }
-FIGURES = {"observations": [40, 30], "series": 12, "data_seed": 3, "device": "cpu"}
+FIGURES = {"observations": [40, 30], "series": 12, "data_seed": 3, "device": "cpu", "rnn_seeds": [0, 1]}
+FIGURES["centred_seeds"] = [0, 1]
+CENTRED = latent_paths.REMEDIES["centred spirals"]
+
+
+PATHS = {
+    "seeds": [0, 1],
+    "remedy_observations": {},
+    "remedy_seeds": [0, 1],
+    "steps": 3,
+    "search_seeds": [7],
+    "search_steps": 2,
+    "search_observations": 30,
+    "train_series": 20,
+    "test_series": 10,
+    "device": "cpu",
+}
 
 
 def work(folder: Path, notebook: str = "08_spirals") -> Workspace:
@@ -92,6 +111,7 @@ def test_what_was_computed_is_read_and_a_further_seed_makes_its_runs(tmp_path: P
     first = spirals.results(work(tmp_path), **TABLE)
     models = ["base-30-1", "RNN-30-1", "RNN-with-times-30-1"]
     varied = [f"variants/{name}-30-1" for name in ("base", "double-precision", "as-it-is")]
+    varied += ["lengths/RNN-2-30-1"]
     trials = ["latent-ODE-unchanged", "latent-ODE-lr-0.03", "RNN-lr-1e+30", "RNN-unchanged"]
     expected = {*models, *varied, *(f"errors/{name}" for name in models + varied)}
     assert set(made) == expected | {f"search/{name}" for name in trials}
@@ -99,24 +119,39 @@ def test_what_was_computed_is_read_and_a_further_seed_makes_its_runs(tmp_path: P
     made.clear()
     again = spirals.results(work(tmp_path), **TABLE)
     assert not made
-    for name in ("errors", "variants", "trials"):
+    for name in ("errors", "lengths", "variants", "trials"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
     assert again.chosen == first.chosen
-    more = spirals.results(work(tmp_path), **{**TABLE, "seeds": [1, 2]})
-    assert set(made) == {f"{kind}{name[:-1]}2" for kind in ("", "errors/") for name in models}
+    more = spirals.results(work(tmp_path), **{**TABLE, "seeds": [1, 12]})
+    assert set(made) == {"base-30-12", "errors/base-30-12"}
     assert more.errors.query("seed == 1").reset_index(drop=True).equals(first.errors)
-    assert not set(more.errors.query("seed == 2")["beyond"]) & set(first.errors["beyond"])
+    assert not set(more.errors.query("seed == 12")["beyond"]) & set(first.errors["beyond"])
+
+
+def test_seeds_of_the_same_ten_are_trained_together(tmp_path: Path, made: list[str]) -> None:
+    """The steps of the solver are in common, so the settings of each say with whom it was trained."""
+    alone = {**TABLE, "recipes": {"latent ODE": [{}]}, "variants": [], "schedules": {}}
+    first = spirals.results(work(tmp_path), **{**alone, "seeds": [11, 1, 2]})
+    assert list(first.errors["seed"]) == [11, 1, 2]
+    folder = tmp_path / "results" / "quick" / "08_spirals"
+    records = json.loads((folder / "provenance.json").read_text())
+    together = {name: record["settings"].get("together") for name, record in records.items()}
+    assert (together["base-30-1"], together["base-30-2"], together["base-30-11"]) == ([1, 2], [1, 2], [11])
+    made.clear()
+    spirals.results(work(tmp_path), **{**alone, "seeds": [11, 1, 2, 3]})
+    assert set(made) == {f"{kind}base-30-{seed}" for kind in ("", "errors/") for seed in (1, 2, 3)}
 
 
 def test_errors_are_those_of_the_weights_on_test_series(tmp_path: Path) -> None:
     found = spirals.results(work(tmp_path), **TABLE)
     errors = found.errors.set_index("model").loc
     folder = tmp_path / "results" / "quick" / "08_spirals"
-    test, anywhere = (spirals_for(BASE, 10, 30, 1, TEST, inside=inside) for inside in (True, False))
+    test, *others = (spirals_for(BASE, 10, 30, 1, TEST, where) for where in ("inside", "anywhere", "outside"))
     model = load_latent_ode(BASE, folder / "base-30-1.safetensors")
     for name, value in latent_ode_errors(model, test).items():
         assert errors["latent ODE", name] == value
-    assert errors["latent ODE", "all windows"] == latent_ode_errors(model, anywhere)["beyond"]
+    for where, data in zip(("anywhere", "outside"), others, strict=True):
+        assert errors["latent ODE", where] == latent_ode_errors(model, data)["beyond"]
     for kind, with_times in spirals.RNNS.items():
         network = load_rnn(with_times, folder / f"{kind.replace(' ', '-')}-30-1.safetensors")
         for name, value in rnn_errors(network, test).items():
@@ -153,7 +188,7 @@ def test_a_candidate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
 def test_trials_are_short_trainings_ranked_on_validation_series(tmp_path: Path) -> None:
     how = {**RUN, "setting": asdict(BASE), "checkpoints": tmp_path}
     names, *rows = latent_ode_trial(seeds=[3, 4], **how)[".csv"].decode().splitlines()
-    losses = [latent_ode_for(seed=seed, **how)[1][-1]["beyond"] for seed in (3, 4)]
+    losses = [history[-1]["beyond"] for _, history in latent_odes_for(seeds=[3, 4], **how).values()]
     assert (names, rows) == ("name,loss", [f"seed 3,{losses[0]}", f"seed 4,{losses[1]}"])
     wild = {**RUN, "setting": {}, "with_times": True, "training": TRAINING | {"lr": 1e30}}
     assert rnn_trial(seeds=[3], checkpoints=tmp_path, **wild) == {".csv": b"name,loss\nseed 3,inf\n"}
@@ -173,7 +208,7 @@ def test_unknown_names_are_refused(change: dict[str, Any], problem: str, tmp_pat
 
 def test_the_likelihood_can_assume_more_noise_than_the_data_have(tmp_path: Path) -> None:
     for setting, expected in ((BASE, 0.2), (spirals.VARIANTS["noise 0.3"], 0.6)):
-        model, _ = latent_ode_for(setting=asdict(setting), seed=1, checkpoints=tmp_path, **RUN)
+        model, _ = latent_odes_for(setting=asdict(setting), seeds=[1], checkpoints=tmp_path, **RUN)[1]
         assert model.noise == pytest.approx(expected)
 
 
@@ -181,57 +216,104 @@ def test_the_likelihood_can_assume_more_noise_than_the_data_have(tmp_path: Path)
 def test_trainings_at_the_same_time_have_checkpoints_of_their_own(change: dict[str, Any], tmp_path: Path) -> None:
     setting = asdict(replace(BASE, noise=0.3))
     for more in ({}, change):
-        latent_ode_run(**{"setting": setting, "seed": 1, "checkpoints": tmp_path, **RUN, **more})
+        latent_odes_for(**{"setting": setting, "seeds": [1], "checkpoints": tmp_path, **RUN, **more})
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """A folder in which notebook 08 has trained two latent ODEs and a network for each number of observations."""
-    changes = {"observations": FIGURES["observations"], "seeds": [0, 1], "variants": [], "schedules": {}}
+    """A folder in which notebooks 08 and 12 have trained models with two seeds."""
+    changes = {"observations": FIGURES["observations"], "seeds": [0, 1], "rnn_seeds": [0, 1], "rnn_lengths": []}
     plain = {kind: [{}] for kind in ("latent ODE", "RNN")}
-    spirals.results(work(tmp_path), **{**TABLE, **changes, "recipes": plain})
+    spirals.results(work(tmp_path), **{**TABLE, **changes, "variants": [], "schedules": {}, "recipes": plain})
+    remedies = {"centred spirals": {"unchanged": {}}}
+    latent_paths.results(
+        work(tmp_path, "12_latent_paths"), **{**PATHS, "observations": [40, 30], "remedies": remedies}
+    )
     return tmp_path
 
 
-def test_latent_spaces_are_measured_once_for_each_model(trained: Path, made: list[str]) -> None:
-    def results(seeds: list[int]) -> extrapolation.Results:
-        return extrapolation.results(work(trained, "09_extrapolation"), seeds=seeds, **FIGURES)
+def figures(folder: Path, seeds: list[int]) -> extrapolation.Results:
+    return extrapolation.results(work(folder, "09_extrapolation"), seeds=seeds, **FIGURES)
 
-    first = results([0])
-    assert made == ["errors/base-40-0", "errors/base-30-0", "clusters/base-40-0", "ways/base-40-0"]
+
+def test_latent_spaces_are_measured_once_for_each_model(trained: Path, made: list[str]) -> None:
+    first = figures(trained, [0])
+    of_few = {f"{kind}/{name}" for kind in ("clusters", "ways") for name in ("base-40-0", "centred-spirals-40-0")}
+    of_few |= {f"{kind}/centred-spirals-40-1" for kind in ("clusters", "ways")}
+    assert set(made) == {"errors/base-40-0", "errors/base-30-0", *of_few}
     made.clear()
-    again = results([0])
+    again = figures(trained, [0])
     assert not made
     for name in ("errors", "clusters", "ways"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name), check_exact=True)
-    more = results([0, 1])
-    assert made == ["errors/base-40-1", "errors/base-30-1", "clusters/base-40-1", "ways/base-40-1"]
+    more = figures(trained, [0, 1])
+    assert set(made) == {"errors/base-40-1", "errors/base-30-1", "clusters/base-40-1", "ways/base-40-1"}
     assert list(more.errors["observations"]) == [40, 40, 30, 30]
-    assert list(more.ways["seed"]) == [0, 1]
+    assert list(more.ways["spirals"]) == ["Table 2"] * 2 + ["centred spirals"] * 2
 
 
 def test_what_is_measured_of_latent_spaces(trained: Path) -> None:
-    found = extrapolation.results(work(trained, "09_extrapolation"), seeds=[1], **FIGURES)
+    found = figures(trained, [1])
+    sources = {
+        "Table 2": ("08_spirals/base", BASE),
+        "centred spirals": ("12_latent_paths/centred-spirals", CENTRED),
+    }
+    for name, (stem, setting) in sources.items():
+        model = load_latent_ode(setting, trained / "results" / "quick" / f"{stem}-40-1.safetensors")
+        data = spirals_for(setting, 12, 40, 3, TEST)
+        starts = encoded(model, data)
+        two = widest(starts)
+        parts = ([two.first, two.second], two.share), ([0, 1, 2, 3], 1.0)
+        rows = found.clusters[(found.clusters["spirals"] == name) & (found.clusters["seed"] == 1)]
+        for (columns, share), row in zip(parts, rows.itertuples(), strict=True):
+            assert (row.dimensions, row.share) == (len(columns), share)
+            assert (row.right, row.total) == linear_accuracy(starts[:, columns], data.clockwise)
+        curves = way(model, data, FINE)
+        (row,) = found.ways[(found.ways["spirals"] == name) & (found.ways["seed"] == 1)].itertuples()
+        assert row.largest_tenth == largest_share(curves, TENTH) == largest_share(curves, FINE // 10)
+        assert row.largest_of_ten == largest_share(curves, TENTH, TENTH)
+        assert row.sign_changes == sign_changes(signed_area(curves))
+        if name == "Table 2":
+            errors, of_model = latent_ode_errors(model, data), next(found.errors.itertuples())
+            assert (of_model.inside, of_model.beyond) == (errors["inside"], errors["beyond"])
+            assert torch.equal(found.data[40].noisy, data.noisy)
+            assert torch.equal(encoded(found.models[40], data), starts)
+        else:
+            assert torch.equal(found.centred_data.noisy, data.noisy)
+
+
+def test_figures_show_the_models_with_the_lowest_validation_error(trained: Path) -> None:
+    found = figures(trained, [0, 1])
     folder = trained / "results" / "quick" / "08_spirals"
-    model = load_latent_ode(BASE, folder / "base-40-1.safetensors")
-    data = spirals_for(BASE, 12, 40, 3, TEST)
-    errors, (_, inside, beyond, _, _) = latent_ode_errors(model, data), next(found.errors.itertuples())
-    assert (inside, beyond) == (errors["inside"], errors["beyond"])
-    starts = encoded(model, data)
-    two = widest(starts)
-    parts = ([two.first, two.second], two.share), ([0, 1, 2, 3], 1.0)
-    for (columns, share), row in zip(parts, found.clusters.itertuples(), strict=True):
-        assert (row.dimensions, row.share) == (len(columns), share)
-        assert (row.right, row.total) == linear_accuracy(starts[:, columns], data.clockwise)
-    curves, row = way(model, data, FINE), next(found.ways.itertuples())
-    assert row.largest_tenth == largest_share(curves, TENTH) == largest_share(curves, FINE // 10)
-    assert row.largest_of_ten == largest_share(curves, TENTH, TENTH)
-    assert row.sign_changes == sign_changes(signed_area(curves))
-    assert torch.equal(found.data[40].noisy, data.noisy)
-    assert torch.equal(encoded(found.models[40], data), starts)
-    network = load_rnn(False, folder / "RNN-40-1.safetensors")
+
+    def best(stem: str) -> int:
+        ends = [
+            pd.read_csv(trained / "results" / "quick" / f"{stem}-{seed}.csv")["beyond"].iloc[-1] for seed in (0, 1)
+        ]
+        return ends.index(min(ends))
+
+    expected = {f"latent ODE, {n} observations": best(f"08_spirals/base-{n}") for n in (40, 30)}
+    expected |= {"RNN": best("08_spirals/RNN-40")}
+    expected |= {"latent ODE, centred spirals": best("12_latent_paths/centred-spirals-40")}
+    assert found.chosen == expected
+    for n in (40, 30):
+        file = folder / f"base-{n}-{found.chosen[f'latent ODE, {n} observations']}.safetensors"
+        assert torch.equal(found.models[n].decoder[0].weight, load_latent_ode(BASE, file).decoder[0].weight)
+    network = load_rnn(False, folder / f"RNN-40-{found.chosen['RNN']}.safetensors")
     assert torch.equal(found.network.out.weight, network.out.weight)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_samples_are_a_posterior_s_only_with_the_noise_of_the_data(factor: float, tmp_path: Path) -> None:
+    plain = {kind: [{"noise_factor": factor}] for kind in ("latent ODE", "RNN")}
+    changes = {"observations": [40, 30], "seeds": [0, 1], "rnn_seeds": [0, 1], "rnn_lengths": []}
+    spirals.results(work(tmp_path), **{**TABLE, **changes, "variants": [], "schedules": {}, "recipes": plain})
+    remedies = {"centred spirals": {"unchanged": {}}}
+    latent_paths.results(
+        work(tmp_path, "12_latent_paths"), **{**PATHS, "observations": [40, 30], "remedies": remedies}
+    )
+    assert figures(tmp_path, [0]).posterior == (factor == 1)
 
 
 def test_the_way_from_one_direction_to_the_other() -> None:
@@ -256,13 +338,13 @@ def test_the_widest_dimensions_are_those_with_the_largest_variances() -> None:
 
 
 def test_other_weights_are_measured_anew(trained: Path, made: list[str]) -> None:
-    extrapolation.results(work(trained, "09_extrapolation"), seeds=[0], **FIGURES)
+    figures(trained, [0])
     folder = trained / "results" / "quick" / "08_spirals"
     other = (folder / "base-40-1.safetensors").read_bytes()
     (folder / "base-40-0.safetensors").write_bytes(other)
     made.clear()
-    extrapolation.results(work(trained, "09_extrapolation"), seeds=[0], **FIGURES)
-    assert made == ["errors/base-40-0", "clusters/base-40-0", "ways/base-40-0"]
+    figures(trained, [0])
+    assert set(made) == {"errors/base-40-0", "clusters/base-40-0", "ways/base-40-0"}
     record = (trained / "results" / "quick" / "09_extrapolation" / "provenance.json").read_text()
     assert hashlib.sha256(other).hexdigest() in record
 
@@ -270,7 +352,7 @@ def test_other_weights_are_measured_anew(trained: Path, made: list[str]) -> None
 def test_a_model_that_is_not_there_is_missed(tmp_path: Path) -> None:
     problem = r"no base-40-1\.safetensors of 08_spirals in profile 'quick': make it with `dvc repro"
     with pytest.raises(MissingResultError, match=problem):
-        extrapolation.results(work(tmp_path, "09_extrapolation"), seeds=[1], **FIGURES)
+        figures(tmp_path, [1])
 
 
 def test_training_makes_observations_more_likely() -> None:
@@ -287,12 +369,14 @@ def test_training_makes_observations_more_likely() -> None:
         return float(of_series(train.values, train.times).mean())
 
     (before, _), (after, history) = (
-        train_latent_ode(train, validation, 0, how, BASE.model, solver) for how in (short, training)
+        train_latent_odes([train], [validation], [0], how, BASE.model, solver)[0] for how in (short, training)
     )
     assert bound(after) > bound(before) + 100
     errors = latent_ode_errors(after, validation)
     assert {name: history[-1][name] for name in errors} == pytest.approx(errors)
-    (before, _), (after, history) = (train_rnn(train, validation, 0, how, True) for how in (short, training))
+    (before, _), (after, history) = (
+        train_rnns([train], [validation], [0], how, True)[0] for how in (short, training)
+    )
     assert bound(after) > bound(before) + 10
     errors = rnn_errors(after, validation)
     assert {name: history[-1][name] for name in errors} == pytest.approx(errors)
@@ -303,13 +387,13 @@ def test_weight_of_the_divergence(warmup: int, weights: list[float], monkeypatch
     """It grows from step to step, and then stays."""
     found = []
 
-    def fit(net, loss, batch, *_) -> list:
-        found.extend(batch(step)[1] for step in range(5))
-        return []
+    def train(nets, loss, batch, *_) -> list:
+        found.extend(batch(step).kl_weight for step in range(5))
+        return [[]]
 
-    monkeypatch.setattr("reproduction.training.spirals.fit_with_adam", fit)
-    data = spirals_for(BASE, 20, 30, 0, TRAIN)
-    train_rnn(data, data, 0, TRAINING | {"kl_warmup": warmup}, True)
+    monkeypatch.setattr("reproduction.training.spirals.train_together", train)
+    data = [spirals_for(BASE, 20, 30, 0, TRAIN)]
+    train_rnns(data, data, [0], TRAINING | {"kl_warmup": warmup}, True)
     assert found == weights
 
 
@@ -324,8 +408,11 @@ def test_splits_share_no_series_and_training_reaches_what_is_predicted() -> None
     splits = {split: spirals_for(BASE, 500, 30, 0, split) for split in (0, 1, 2)}
     assert splits[TRAIN].start.max() > 200 >= splits[TEST].start.max()
     assert not torch.equal(splits[1].noisy, splits[2].noisy)
-    anywhere = spirals_for(BASE, 500, 30, 0, TEST, inside=False)
+    anywhere = spirals_for(BASE, 500, 30, 0, TEST, "anywhere")
     assert anywhere.start.max() > 200
+    reached = splits[TRAIN].start.max() + 100
+    outside = spirals_for(BASE, 500, 30, 0, TEST, "outside")
+    assert (outside.start + 100 >= reached).all()
 
 
 def test_figures_hold_what_they_say() -> None:

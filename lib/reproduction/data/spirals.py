@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 
-__all__ = ["RECIPES", "Recipe", "Spirals", "draw_spirals"]
+__all__ = ["RECIPES", "WINDOWS", "Recipe", "Spirals", "draw_spirals"]
 
 _LAST = 6 * math.pi
 
@@ -24,8 +24,9 @@ _LAST = 6 * math.pi
 class Recipe:
     """Two curves, and which parts of them the series are.
 
-    A curve is followed over angles from 0 to `last`, in `points` equal steps. A series is a window of it; training
-    windows start at `first_start` to `last_start`, so that training sees the points up to `last_start + window`.
+    A curve is followed over angles from 0 to `last`, in `points` equal steps, and ends there. A series is a
+    window of it; training windows start at `first_start` to `last_start`, so that training sees the points up to
+    `last_start + window`.
 
     Attributes:
         description: where the recipe comes from.
@@ -58,6 +59,11 @@ class Recipe:
         """The last start of a window whose points beyond lie where training windows reach."""
         return self.last_start - self.beyond
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the points beyond every training window are on the curves."""
+        return self.last_start + self.window + self.beyond <= self.points
+
 
 def _polar(radius: Tensor, angle: Tensor, centre: float) -> Tensor:
     return torch.stack([radius * angle.cos() + centre, radius * angle.sin()], dim=-1)
@@ -72,21 +78,42 @@ def _hyperbolic(angle: Tensor) -> Tensor:
     return _polar(0.3 * 50 / falling, falling, -5.0)
 
 
-def _mirrored(angle: Tensor) -> Tensor:
-    return _archimedes(angle) * torch.tensor([-1.0, 1.0], dtype=angle.dtype)
+def _centred(angle: Tensor) -> Tensor:
+    return _polar(0.3 * angle, angle, 0.0)
 
+
+def _inward(angle: Tensor) -> Tensor:
+    return _polar(0.3 * (_LAST - angle), angle, 0.0)
+
+
+def _mirrored(curve: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The mirror image, which turns the other way."""
+    return lambda angle: curve(angle) * torch.tensor([-1.0, 1.0], dtype=angle.dtype)
+
+
+CONTRIBUTED = (
+    "of an example that was contributed to the authors' code (torchdiffeq, pull request 5): "
+    "r = 0.3 θ around (5, 0) and, clockwise, r = 15 / (6π + 1 - θ) around (-5, 0)"
+)
 
 RECIPES = {
-    "example": Recipe(
-        "the authors' later example: r = 0.3 θ around (5, 0) and, clockwise, r = 15 / (6π + 1 - θ) around (-5, 0)",
-        _archimedes,
-        _hyperbolic,
-    ),
+    "example": Recipe(f"the curves {CONTRIBUTED}", _archimedes, _hyperbolic),
+    "example, its windows": Recipe(f"curves and windows {CONTRIBUTED}", _archimedes, _hyperbolic, last_start=399),
     "mirrored": Recipe(
-        "Archimedean spirals: r = 0.3 θ around (5, 0) and, clockwise, its mirror image", _archimedes, _mirrored
+        "r = 0.3 θ around (5, 0) and, clockwise, its mirror image", _archimedes, _mirrored(_archimedes)
     ),
+    "centred": Recipe("r = 0.3 θ around (0, 0) and, clockwise, its mirror image", _centred, _mirrored(_centred)),
+    "inward": Recipe("r = 0.3 (6π - θ) around (0, 0) and its mirror image", _inward, _mirrored(_inward)),
 }
 """Ways to make the data that the paper describes in a sentence."""
+
+
+WINDOWS: dict[str, Callable[[Recipe], tuple[int, int]]] = {
+    "anywhere": lambda kind: (kind.first_start, kind.last_start),
+    "inside": lambda kind: (kind.first_start, kind.last_inside),
+    "outside": lambda kind: (kind.last_start, kind.last_start),
+}
+"""Where windows begin: the first and the last point, by the kind of windows."""
 
 
 class Spirals(NamedTuple):
@@ -96,7 +123,7 @@ class Spirals(NamedTuple):
         grid: times of the window and beyond it, float64, shape (points,).
         window: how many of them are the window.
         observed: which points are observed, ascending, int64, shape (series, observations).
-        noisy: what would be observed at each point, shape (series, points, 2).
+        noisy: what would be observed at each point, shape (series, points, 2); NaN after the end of a curve.
         truth: the same without noise.
         clockwise: bool, shape (series,).
         start: which point of its curve a series starts at, shape (series,).
@@ -138,7 +165,7 @@ def draw_spirals(
     noise: float,
     seed: int,
     *,
-    inside: bool = False,
+    windows: str = "anywhere",
     dtype: torch.dtype = torch.float32,
 ) -> Spirals:
     """Draw series, every second one clockwise. Series, points and noise are functions of the seed alone.
@@ -149,11 +176,12 @@ def draw_spirals(
         observations: how many points of the window are observed.
         noise: standard deviation of the noise in each coordinate.
         seed: another one gives independent data.
-        inside: take only windows whose points beyond lie where training windows reach.
+        windows: `anywhere` where training windows begin; `inside`, so that the points beyond lie where training
+            windows reach; or `outside`, so that none of them does: all of these windows begin at the same point.
         dtype: of the points.
 
     Raises:
-        UnknownNameError: there is no such recipe.
+        UnknownNameError: there is no such recipe, or no such kind of windows.
         InvalidArgumentError: a number cannot be used.
     """
     if recipe not in RECIPES:
@@ -166,12 +194,15 @@ def draw_spirals(
     if not noise >= 0:
         raise InvalidArgumentError(f"noise must not be negative, got {noise}")
     random = torch.Generator().manual_seed(seed)
-    last = kind.last_inside if inside else kind.last_start
-    start = torch.randint(kind.first_start, last + 1, (series,), generator=random)
+    if windows not in WINDOWS:
+        raise UnknownNameError("kind of windows", windows, WINDOWS)
+    first, last = WINDOWS[windows](kind)
+    start = torch.randint(first, last + 1, (series,), generator=random)
     clockwise = torch.arange(series) % 2 == 1
     length = kind.window + kind.beyond
     angles = torch.linspace(0, kind.last, kind.points, dtype=torch.float64)
     curves = torch.stack([kind.counter_clockwise(angles), kind.clockwise(angles)])
+    curves = torch.nn.functional.pad(curves, (0, 0, 0, length), value=math.nan)
     truth = curves[clockwise.long()[:, None], start[:, None] + torch.arange(length)]
     order = torch.rand(series, kind.window, generator=random).argsort(dim=1)
     observed = order[:, :observations].sort(dim=1).values

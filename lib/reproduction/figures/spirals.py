@@ -1,5 +1,6 @@
 """How the spirals of notebooks 08 and 09 are drawn, and the graph of the model (Figure 6)."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "draw_latent_ode",
     "draw_prediction",
     "draw_way",
+    "looks_by_number",
     "share_frame",
     "true_curve",
 ]
@@ -44,6 +46,13 @@ DIRECTIONS = {"clockwise": _PALETTE[3], "counter-clockwise": _PALETTE[0]}
 
 PARTS = {"truth": "0.75", "observations": "0.1", "inside": _PALETTE[0], "beyond": _PALETTE[3]}
 """Colors of what the paper's Figure 8 shows: prediction blue inside the window, red beyond it."""
+
+
+def looks_by_number(observations: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Color and marker for each number of observations."""
+    cycle = itertools.cycle([(0, "o"), (1, "s"), (2, "^"), (4, "D")])
+    looks = zip(sorted(set(observations)), cycle, strict=False)
+    return {n: {"color": _PALETTE[color], "marker": marker} for n, (color, marker) in looks}
 
 
 def true_curve(recipe: str, spirals: Spirals, row: int, points: int = 200) -> Tensor:

@@ -20,6 +20,7 @@ __all__ = [
     "proportion_interval",
     "rank_correlation",
     "ratio_interval",
+    "ratio_of_groups",
     "share_interval",
 ]
 
@@ -107,6 +108,30 @@ def ratio_interval(ratios: Sequence[float]) -> Interval:
     logs = mean_interval([math.log(x) for x in ratios])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Interval(math.exp(logs.estimate), low, high, logs.n, "geometric mean")
+
+
+def ratio_of_groups(top: Sequence[float], bottom: Sequence[float]) -> Interval:
+    """Geometric mean of one group of positive values over that of another, which is independent of it.
+
+    With Welch's interval of the difference of the logarithms (Welch 1947, *The generalization of 'Student's'
+    problem when several different population variances are involved*). Neither the numbers nor the spreads need
+    be the same.
+
+    Raises:
+        InvalidArgumentError: a value is not positive.
+    """
+    if not all(x > 0 for x in (*top, *bottom)):
+        raise InvalidArgumentError(f"values must be positive, got {list(top)} and {list(bottom)}")
+    logs = [[math.log(x) for x in group] for group in (top, bottom)]
+    difference = sum(logs[0]) / len(logs[0]) - sum(logs[1]) / len(logs[1])
+    n = min(len(top), len(bottom))
+    if n < 2:
+        return Interval(math.exp(difference), None, None, n, "geometric mean")
+    if all(min(group) == max(group) for group in logs):  # then SciPy divides zero by zero
+        ratio = math.exp(difference)
+        return Interval(ratio, ratio, ratio, n, "geometric mean")
+    ends = stats.ttest_ind(*logs, equal_var=False).confidence_interval(CONFIDENCE)
+    return Interval(math.exp(difference), math.exp(ends.low), math.exp(ends.high), n, "geometric mean")
 
 
 def share_interval(hits: Sequence[int], totals: Sequence[int]) -> Interval:

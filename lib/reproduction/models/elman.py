@@ -1,8 +1,8 @@
-"""The last state of an Elman network: what the recognition network needs of `torch.nn.RNN`, in half the time.
+"""The states of an Elman network: what the models of series need of `torch.nn.RNN`, in half the time.
 
 The states of all series after i inputs are the columns of one matrix, with the next input and a 1 below them. So a
 step is one product, `h ← tanh([W_hh W_ih b] [h; x; 1])`, and so is each of its gradients. Nothing is allocated but
-the states.
+the states. With a first dimension for several networks (`reproduction.models.stacked`), each product is one of all.
 """
 
 from collections.abc import Iterator
@@ -12,41 +12,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["last_state"]
+__all__ = ["all_states", "joined_weights", "last_state", "states_of_series"]
 
 _pull_tanh: Any = torch.ops.aten.tanh_backward.grad_input  # writes to memory that is there
 
 
-def last_state(rnn: nn.RNN, inputs: Tensor) -> Tensor:
-    """The state after the last input, from zeros on; shape (series, hidden).
+def all_states(rnn: nn.Module, inputs: Tensor) -> Tensor:
+    """The state after each input, from zeros on; shape (…, m, hidden).
 
     Args:
-        rnn: one layer, one direction, tanh, with biases, `batch_first`.
-        inputs: shape (series, m, features).
+        rnn: an `nn.RNN` with one layer, one direction, tanh, biases and `batch_first`; or a `StackedRNN`.
+        inputs: shape (…, m, features): a dimension for the series, and one for networks before it.
     """
-    if inputs.device.type != "cpu":
+    if inputs.device.type != "cpu" and isinstance(rnn, nn.RNN):
+        states: Tensor = rnn(inputs)[0]
+        return states
+    return states_of_series(rnn, inputs).mT.movedim(0, -2)
+
+
+def last_state(rnn: nn.Module, inputs: Tensor) -> Tensor:
+    """The state after the last input, shape (…, hidden); see `all_states`."""
+    if inputs.device.type != "cpu" and isinstance(rnn, nn.RNN):
         state: Tensor = rnn(inputs)[1]
         return state[0]
-    by_input, by_state, bias, further = rnn.all_weights[0]
-    weights = torch.cat([by_state, by_input, (bias + further)[:, None]], dim=1)
-    last: Tensor = _LastState.apply(weights, inputs.permute(1, 2, 0)).T
-    return last
+    return states_of_series(rnn, inputs)[-1].mT
 
 
-class _LastState(torch.autograd.Function):
-    """Shapes: weights (hidden, hidden + features + 1), inputs (m, features, series), result (hidden, series)."""
+def joined_weights(rnn: nn.Module) -> Tensor:
+    """`[W_hh W_ih b]`, shape (…, hidden, hidden + features + 1)."""
+    names = ("weight_hh_l0", "weight_ih_l0", "bias_ih_l0", "bias_hh_l0")
+    by_state, by_input, bias, further = (getattr(rnn, name) for name in names)
+    return torch.cat([by_state, by_input, (bias + further)[..., None]], dim=-1)
+
+
+def states_of_series(rnn: nn.Module, inputs: Tensor) -> Tensor:
+    """`all_states` as they lie in memory: shape (m, …, hidden, series)."""
+    weights, columns = joined_weights(rnn), inputs.movedim(-2, 0).mT
+    if inputs.device.type != "cpu":
+        return _plain_states(weights, columns)
+    states: Tensor = _States.apply(weights, columns)
+    return states
+
+
+class _States(torch.autograd.Function):
+    """Shapes: weights (…, hidden, hidden + features + 1), inputs (m, …, features, series)."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, inputs: Tensor) -> Tensor:
-        hidden, rows = weights.shape
-        columns = inputs.new_empty((len(inputs) + 1, rows, inputs.shape[2]))
-        columns[0, :hidden] = 0
-        columns[:-1, hidden:-1] = inputs
-        columns[:-1, -1] = 1
-        for now, after in zip(columns[:-1], columns[1:, :hidden], strict=True):
-            torch.mm(weights, now, out=after).tanh_()
+        *_, hidden, rows = weights.shape
+        columns = inputs.new_empty((len(inputs) + 1, *weights.shape[:-2], rows, inputs.shape[-1]))
+        columns[0, ..., :hidden, :] = 0
+        columns[:-1, ..., hidden:-1, :] = inputs
+        columns[:-1, ..., -1, :] = 1
+        for now, after in zip(columns[:-1], columns[1:, ..., :hidden, :], strict=True):
+            torch.matmul(weights, now, out=after).tanh_()
         ctx.save_for_backward(weights, inputs, columns)
-        return columns[-1, :hidden].clone()
+        return columns[1:, ..., :hidden, :].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -59,29 +80,38 @@ class _LastState(torch.autograd.Function):
 
 def _pull(weights: Tensor, columns: Tensor, grad: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """The gradients of the weights and, if they are `wanted`, of the inputs."""
-    hidden = len(weights)
-    by_weights, by_column = torch.zeros_like(weights), torch.empty_like(columns[0])
-    by_inputs = torch.empty_like(columns[:-1, hidden:-1]) if wanted else None
-    by_column[:hidden] = grad
-    by_state, by_sum = by_column[:hidden], torch.empty_like(by_column[:hidden])
-    for i in reversed(range(len(columns) - 1)):
-        _pull_tanh(by_state, columns[i + 1, :hidden], grad_input=by_sum)
-        by_weights.addmm_(by_sum, columns[i].T)
-        torch.mm(weights.T, by_sum, out=by_column)
+    hidden = weights.shape[-2]
+    by_weights, by_column = torch.zeros_like(weights), torch.zeros_like(columns[0])
+    by_inputs = torch.empty_like(columns[:-1, ..., hidden:-1, :]) if wanted else None
+    by_state, by_sum = by_column[..., :hidden, :], torch.empty_like(grad[0])
+    add_product = by_weights.addmm_ if weights.dim() == 2 else by_weights.baddbmm_
+    for i in reversed(range(len(grad))):
+        by_state += grad[i]
+        _pull_tanh(by_state, columns[i + 1, ..., :hidden, :], grad_input=by_sum)
+        add_product(by_sum, columns[i].mT)
+        torch.matmul(weights.mT, by_sum, out=by_column)
         if by_inputs is not None:
-            by_inputs[i] = by_column[hidden:-1]
+            by_inputs[i] = by_column[..., hidden:-1, :]
     return by_weights, by_inputs
 
 
 def _pull_plain(weights: Tensor, inputs: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The same by operations that autograd knows."""
-    state, one = inputs.new_zeros((len(weights), inputs.shape[2])), inputs.new_ones((1, inputs.shape[2]))
-    for x in inputs:
-        state = torch.tanh(weights @ torch.cat([state, x, one]))
     wanted = [x for x in (weights, inputs) if x.requires_grad]
-    found = iter(torch.autograd.grad(state, wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(_plain_states(weights, inputs), wanted, grad, create_graph=True))
     by_weights, by_inputs = (next(found) if x.requires_grad else None for x in (weights, inputs))
     return by_weights, by_inputs
+
+
+def _plain_states(weights: Tensor, inputs: Tensor) -> Tensor:
+    *networks, hidden, _ = weights.shape
+    state = inputs.new_zeros((*networks, hidden, inputs.shape[-1]))
+    one = torch.ones_like(state[..., :1, :])
+    states = []
+    for x in inputs:
+        state = torch.tanh(weights @ torch.cat([state, x, one], dim=-2))
+        states.append(state)
+    return torch.stack(states)
 
 
 @contextmanager

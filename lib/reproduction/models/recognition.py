@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError
-from reproduction.models.elman import last_state
+from reproduction.models.elman import joined_weights, last_state, states_of_series
 
 __all__ = ["BackwardRNN"]
 
@@ -32,6 +32,8 @@ class BackwardRNN(nn.Module):
     def forward(self, times: Tensor, values: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of `z_t0`, both of shape (series, latent).
 
+        Stacked models (`reproduction.models.stacked`) have a dimension before that of the series, everywhere.
+
         Args:
             times: since `t0`, ascending, shape (series, m).
             values: the observations, shape (series, m, data).
@@ -41,12 +43,9 @@ class BackwardRNN(nn.Module):
         Raises:
             InvalidArgumentError: a length is below 1 or above m.
         """
-        inputs = values
-        if self.with_times:
-            gaps = torch.diff(times, dim=1, prepend=torch.zeros_like(times[:, :1]))
-            inputs = torch.cat([values, gaps[..., None].to(values)], dim=-1)
+        inputs = self._inputs(times, values)
         if lengths is None:
-            state = last_state(self.rnn, inputs.flip(1))
+            state = last_state(self.rnn, inputs.flip(-2))
         else:
             if lengths.min() < 1 or lengths.max() > inputs.shape[1]:
                 raise InvalidArgumentError(f"lengths must be 1 to {inputs.shape[1]}, got {lengths.tolist()}")
@@ -60,3 +59,37 @@ class BackwardRNN(nn.Module):
             state = self.rnn(packed)[1][0]
         mean, log_variance = self.out(state).chunk(2, dim=-1)
         return mean, log_variance
+
+    def also_from(self, times: Tensor, values: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and what the network would say of a part of each series.
+
+        It reads backwards, so on its way to the beginning of a series it comes by each observation; only the last
+        step of a series that begins there is another one.
+
+        Args:
+            times, values: see `forward`.
+            first: the number of the observation that the part begins with, which is its `t0`; int64, shape
+                (series,).
+
+        Returns:
+            Mean and logarithm of the variance of `z_t0`, and the mean of `z` at the first observation of the
+            part; all of shape (series, latent).
+        """
+        inputs = self._inputs(times, values)
+        states = states_of_series(self.rnn, inputs.flip(-2))  # (m, …, hidden, series)
+        before = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
+        place = (times.shape[-1] - 1 - first)[None, ..., None, :]
+        state = before.take_along_dim(place, 0)[0].mT
+        seen = inputs.take_along_dim(first[..., None, None], -2).squeeze(-2)
+        if self.with_times:
+            seen = torch.cat([seen[..., :-1], torch.zeros_like(seen[..., -1:])], dim=-1)
+        column = torch.cat([state, seen, torch.ones_like(state[..., :1])], dim=-1)
+        mean, log_variance = self.out(states[-1].mT).chunk(2, dim=-1)
+        part: Tensor = self.out(torch.tanh(column @ joined_weights(self.rnn).mT)).chunk(2, dim=-1)[0]
+        return mean, log_variance, part
+
+    def _inputs(self, times: Tensor, values: Tensor) -> Tensor:
+        if not self.with_times:
+            return values
+        gaps = torch.diff(times, dim=-1, prepend=torch.zeros_like(times[..., :1]))
+        return torch.cat([values, gaps[..., None].to(values)], dim=-1)

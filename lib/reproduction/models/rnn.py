@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError
+from reproduction.models.elman import all_states
 from reproduction.models.gaussian import normal_log_density
 
 __all__ = ["NextObservationRNN"]
@@ -28,9 +29,11 @@ class NextObservationRNN(nn.Module):
         self.rnn = nn.RNN(data + with_times, hidden, batch_first=True)
         self.out = nn.Linear(hidden, 2 * data)
 
+    def _inputs(self, values: Tensor, gaps: Tensor) -> Tensor:
+        return torch.cat([values, gaps[..., None].to(values)], dim=-1) if self.with_times else values
+
     def _step(self, values: Tensor, gaps: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = torch.cat([values, gaps[..., None].to(values)], dim=-1) if self.with_times else values
-        hidden, state = self.rnn(inputs, state)
+        hidden, state = self.rnn(self._inputs(values, gaps), state)
         mean, log_variance = self.out(hidden).chunk(2, dim=-1)
         return mean, log_variance, state
 
@@ -39,7 +42,8 @@ class NextObservationRNN(nn.Module):
 
         Args:
             values: the observations, shape (series, m, data).
-            times: theirs, ascending, shape (series, m).
+            times: theirs, ascending, shape (series, m). Stacked networks (`reproduction.models.stacked`) have a
+                dimension before that of the series.
 
         Returns:
             Mean and logarithm of the variance, both of shape (series, m - 1, data).
@@ -47,15 +51,16 @@ class NextObservationRNN(nn.Module):
         Raises:
             InvalidArgumentError: there are fewer than two observations.
         """
-        if values.shape[1] < 2:
-            raise InvalidArgumentError(f"to predict the next observation takes two, got {values.shape[1]}")
-        mean, log_variance, _ = self._step(values[:, :-1], times.diff(dim=1), None)
+        if values.shape[-2] < 2:
+            raise InvalidArgumentError(f"to predict the next observation takes two, got {values.shape[-2]}")
+        states = all_states(self.rnn, self._inputs(values[..., :-1, :], times.diff(dim=-1)))
+        mean, log_variance = self.out(states).chunk(2, dim=-1)
         return mean, log_variance
 
     def log_likelihood(self, values: Tensor, times: Tensor) -> Tensor:
         """Of all observations but the first, given those before them, in nats; shape (series,)."""
         mean, log_variance = self(values, times)
-        return normal_log_density(values[:, 1:], mean, log_variance).sum((1, 2))
+        return normal_log_density(values[..., 1:, :], mean, log_variance).sum((-2, -1))
 
     def extrapolate(self, values: Tensor, times: Tensor, wanted: Tensor, point_by_point: bool = False) -> Tensor:
         """Go on from the last observation, each mean being the next input.
