@@ -2,9 +2,7 @@
 
 A latent ODE is trained on windows. It predicts what follows a window by flowing on from the window's path, so it is
 right if the state that it arrives at is the one that stands for the next window. Nothing in the evidence lower
-bound
-asks for that: a window may as well have a place of its own, however far from where the path of the one before it
-    ends.
+bound asks for that: a window may as well have a place of its own, however far from where the path before it ends.
 """
 
 import math
