@@ -150,6 +150,18 @@ def test_stiff(solver: str) -> None:
     assert nfe < 1000
 
 
+def test_newtons_method_takes_long_steps_of_stiff_problems() -> None:
+    """A rate of 1000 by fixed-point iteration costs by its stability, of which Newton's method knows nothing."""
+    y0 = torch.ones(1, dtype=torch.float64)
+
+    def evaluations(solver: str) -> int:
+        how = {"method": ScipySolver(solver), "rtol": 1e-6, "atol": 1e-6}
+        return solve(lambda t, y: -1e3 * (y - torch.cos(t)), y0, (0, 2), **how).stats.nfe
+
+    assert evaluations("vode-adams") > 20 * evaluations("vode-adams-newton")
+    assert evaluations("vode-adams") > 20 * evaluations("vode-bdf")
+
+
 @pytest.mark.parametrize("solver", ["LSODA", "RK45", "vode-adams"])
 def test_dtypes_and_shapes(solver: str) -> None:
     """Dynamics in float32 with a state of three dimensions, and of none."""

@@ -44,12 +44,14 @@ class _Entry:
     Attributes:
         odepack: name in `scipy.integrate.ode`; `None`: the solver is a class of `scipy.integrate` and has its name.
         kind: of linear multistep method, where VODE has to be told.
+        newton: whether VODE solves the equations of a step by Newton's method; else by fixed-point iteration.
         real: whether it takes real states.
         complex: whether it takes complex states.
     """
 
     odepack: str | None = None
     kind: str = ""
+    newton: bool = False
     real: bool = True
     complex: bool = False
 
@@ -62,16 +64,21 @@ SCIPY_SOLVERS: dict[str, _Entry] = {
     "BDF": _Entry(complex=True),
     "LSODA": _Entry("lsoda"),
     "vode-adams": _Entry("zvode", "adams"),
-    "vode-bdf": _Entry("zvode", "bdf"),
+    "vode-adams-newton": _Entry("zvode", "adams", newton=True),
+    "vode-bdf": _Entry("zvode", "bdf", newton=True),
     "zvode-adams": _Entry("zvode", "adams", real=False, complex=True),
-    "zvode-bdf": _Entry("zvode", "bdf", real=False, complex=True),
+    "zvode-adams-newton": _Entry("zvode", "adams", newton=True, real=False, complex=True),
+    "zvode-bdf": _Entry("zvode", "bdf", newton=True, real=False, complex=True),
 }
 """The solvers of SciPy by the names they have there.
 
 `RK23`, `RK45` and `DOP853` are explicit Runge-Kutta methods, `Radau` and `BDF` implicit ones for stiff problems.
 LSODA (Petzold 1983) changes between the Adams methods and the BDF by itself. VODE (Brown, Byrne & Hindmarsh 1989)
 has both, with coefficients for variable steps; ZVODE is VODE for complex states. It makes the steps of VODE, too:
-of a real state they are the same, and the VODE of SciPy 1.17 stays at order 1 on stiff problems.
+of a real state they are the same, and the VODE of SciPy 1.17 stays at order 1 on stiff problems. The equations of
+an Adams step are solved by fixed-point iteration, which converges for steps that are short beside the stiffness
+only, or by Newton's method (`-newton`). The BDF always have Newton's: they would be no better on stiff problems
+than explicit methods.
 """
 
 
@@ -80,8 +87,8 @@ class ScipySolver(BlackBox):
     """The solvers of SciPy. They compute in float64, on the CPU, whatever the state; `f` stays where the state is.
 
     A state in float32 limits what tolerance makes sense: below its rounding, about 1e-6, a solver sees noise where
-    it looks for an error and shortens its steps in vain. Of complex states, `BDF` and `zvode-bdf` differentiate `f`
-    along the real axis only, which is enough if `f` is holomorphic.
+    it looks for an error and shortens its steps in vain. Of complex states, `BDF` and the ZVODE that
+    uses Newton's method differentiate `f` along the real axis only, which is enough if `f` is holomorphic.
 
     Attributes:
         solver: a name in `SCIPY_SOLVERS`, in upper or lower case.
@@ -258,8 +265,7 @@ class _OdepackStepper:
             "max_step": 0.0 if how.max_step == math.inf else how.max_step,
         }
         if entry.kind:
-            # The BDF need Newton's method, or they are no better on stiff problems than explicit methods.
-            settings |= {"method": entry.kind, "with_jacobian": entry.kind == "bdf"}
+            settings |= {"method": entry.kind, "with_jacobian": entry.newton}
         self._ode = _scipy_integrate().ode(self._evaluate).set_integrator(entry.odepack, **settings)
         self._ode.set_initial_value(y0, times[0])
         self._dynamics, self._real = f, np.isrealobj(y0)

@@ -1,50 +1,30 @@
 """What stiffness costs explicit and implicit methods: evaluations against the rate at which a solution attracts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_ode import solve
-from neural_ode.errors import needs
-from neural_ode.methods import BlackBox, ScipySolver, Solver
+from neural_ode.methods import BlackBox, ScipySolver
 from reproduction.results import csv_bytes
-
-with needs("notebooks"):
-    from scipy.integrate import ode
 
 __all__ = ["STIFF_SOLVERS", "UNTIL", "Stiff", "attracted", "stiff_sweep", "stiffness_run"]
 
 
-def adams_with_newton(
-    f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, rtol: float | Tensor, atol: float | Tensor
-) -> Tensor:
-    """VODE's implicit Adams with Newton's method, in real numbers; the states at the two times."""
-
-    def slope(time: float, y: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        return f(torch.tensor(time, dtype=y0.dtype), torch.from_numpy(y.real.copy())).numpy().astype(y.dtype)
-
-    # ZVODE makes the steps of VODE, which in SciPy 1.17 stays at order 1 on stiff problems.
-    how = {"method": "adams", "with_jacobian": True, "rtol": float(rtol), "atol": float(atol)}
-    solver = ode(slope).set_integrator("zvode", nsteps=10**6, **how).set_initial_value(y0.numpy(), float(t[0]))
-    return torch.stack([y0, torch.from_numpy(solver.integrate(float(t[1])).real.copy())])
-
-
-STIFF_SOLVERS: dict[str, str | BlackBox | Solver] = {
+STIFF_SOLVERS: dict[str, str | BlackBox] = {
     "VODE, Adams": ScipySolver("vode-adams"),
-    "VODE, Adams with Newton": adams_with_newton,
+    "VODE, Adams with Newton": ScipySolver("vode-adams-newton"),
     "VODE, BDF": ScipySolver("vode-bdf"),
     "LSODA": ScipySolver("LSODA"),
     "adams": "adams",
     "kvaerno5": "kvaerno5",
     "dopri5": "dopri5",
 }
-"""By name. SciPy lets VODE solve the equations of an Adams step by fixed-point iteration, unless it is told to use
-Newton's method. LSODA changes to the BDF where a problem is stiff, and these use Newton's. `adams` of the library
+"""By name. VODE solves the equations of an Adams step by fixed-point iteration, unless it is told to use Newton's
+method. LSODA changes to the BDF where a problem is stiff, and these use Newton's. `adams` of the library
 corrects once, `kvaerno5` is an implicit Runge-Kutta method with Newton's, `dopri5` an explicit one."""
 
 UNTIL = 2.0
@@ -67,9 +47,7 @@ def attracted(k: float, t: float) -> float:
 
 
 @torch.no_grad()
-def stiff_sweep(
-    name: str, method: str | BlackBox | Solver, stiffness: Sequence[float], tolerance: float
-) -> list[Stiff]:
+def stiff_sweep(name: str, method: str | BlackBox, stiffness: Sequence[float], tolerance: float) -> list[Stiff]:
     """Solve `y' = -k (y - cos t)` with one method for each stiffness k, from `y(0) = 1`.
 
     The solution is about as smooth for all k. Only stability can make a large k cost more.
