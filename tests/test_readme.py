@@ -14,7 +14,7 @@ from neural_ode.errors import FileError, UnknownNameError
 from reproduction.claims import decide, describe, load_claims
 from reproduction.meaning import code_cells
 from reproduction.pipeline import readme
-from reproduction.pipeline.board import OTHERS, SIGNS, read_board, tally
+from reproduction.pipeline.board import OTHERS, read_board, tally
 from reproduction.pipeline.contents import FILE, Contents, Glance, Listed, captions, load_contents
 from reproduction.pipeline.readme import figures_page, glance, marks, notebooks, parts, pictures, trained
 from reproduction.pipeline.results_page import results_page
@@ -177,7 +177,7 @@ def test_results_and_parts_of_the_readme_are_made(project: Path) -> None:
     assert "**✗ does not hold:** it works." in text
     assert "## Table 1\n\n1 ✓ 1 ✗ 1 ? 1 · · notebook [01_toy](figures/paper/01_toy/01_toy.ipynb)\n" in text
     entries = re.findall(r"^### (.) it works\n\n(\w+)\. \(Table 1\)\n\n((?:\*.*\n)*)", text, re.MULTILINE)
-    assert [entry[:2] for entry in entries] == [(SIGNS[verdict], verdict.name) for verdict in Verdict]
+    assert [entry[:2] for entry in entries] == [(verdict.sign, verdict.name) for verdict in Verdict]
     for verdict, (*_, facts) in zip(Verdict, entries, strict=True):
         needs = "* **To decide it:** more seeds\n" if verdict is Verdict.UNDECIDED else ""
         assert facts == f"* **Here:** a: 1\n* **Rule:** below 2\n{needs}"

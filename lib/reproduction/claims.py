@@ -250,7 +250,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.DataFrame:
-    """The table that closes a notebook: *claim | rule | published | here | holds?*, a row for each claim.
+    """The table that closes a notebook: *claim | rule | published | here*, a row for each claim, with its verdict.
 
     Args:
         measurements: by claim id.
@@ -263,6 +263,7 @@ def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.D
     for id in measurements:
         if id not in claims:
             raise UnknownNameError("claim", id, claims)
+    verdicts = {id: decide(claims[id], measurement, profile) for id, measurement in measurements.items()}
     rows = [
         {
             "claim": claims[id].sentence
@@ -271,11 +272,10 @@ def verdict_table(measurements: Mapping[str, Measurement], profile: str) -> pd.D
             "rule": claims[id].rule.words(),
             "published": claims[id].published,
             "here": describe(claims[id], measurement),
-            "holds?": str(decide(claims[id], measurement, profile)),
         }
         for id, measurement in measurements.items()
     ]
-    return pd.DataFrame(rows, index=pd.Index(list(measurements), name="id"))
+    return pd.DataFrame(rows, index=[f"{verdict.sign} {verdict}" for verdict in verdicts.values()])
 
 
 def describe(claim: Claim, measurement: Measurement) -> str:

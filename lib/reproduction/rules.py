@@ -26,6 +26,11 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     UNTESTED = "not tested at this scale"
 
+    @property
+    def sign(self) -> str:
+        """The verdict in one character."""
+        return {"HOLDS": "✓", "FAILS": "✗", "UNDECIDED": "?", "UNTESTED": "·"}[self.name]
+
 
 class Bound(Protocol):
     """What a rule asks of one quantity."""

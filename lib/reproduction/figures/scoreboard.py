@@ -1,6 +1,7 @@
 """The claims of the paper at a glance."""
 
 import textwrap
+from typing import Any
 
 from neural_ode.errors import needs
 from reproduction.rules import Verdict
@@ -14,11 +15,11 @@ with needs("notebooks"):
 __all__ = ["draw_scoreboard"]
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
-SIGNS = {
-    Verdict.HOLDS: ("✓", _PALETTE[2]),
-    Verdict.FAILS: ("✗", _PALETTE[3]),
-    Verdict.UNDECIDED: ("?", _PALETTE[1]),
-    Verdict.UNTESTED: ("·", "0.55"),
+COLORS = {
+    Verdict.HOLDS: _PALETTE[2],
+    Verdict.FAILS: _PALETTE[3],
+    Verdict.UNDECIDED: _PALETTE[1],
+    Verdict.UNTESTED: "0.55",
 }
 LINE = 0.27  # inches
 CLAIM, MEASURED, SOURCE = 0.026, 0.33, 0.79
@@ -43,19 +44,20 @@ def draw_scoreboard(table: pd.DataFrame, title: str) -> Figure:
     for x, heading in ((CLAIM, "claim"), (MEASURED, "measured here, with 95 % interval"), (SOURCE, "where it stands")):
         axes.text(x, -0.7, heading, va="center", size=9, color="0.35", weight="bold")
     top = 0.0
+    bold: dict[str, Any] = {"va": "center", "size": 13, "weight": "bold"}
     for (whose, _), rows in groups:
         axes.plot([0, 1], [top + 0.1] * 2, color="0.75", lw=0.8)
         top += 0.6 if top else 0.3
         for row in rows.itertuples(index=False):
-            sign, color = SIGNS[Verdict(row.verdict)]
+            verdict = Verdict(row.verdict)
             middle = top + 0.5
-            axes.text(0.010, middle, sign, color=color, va="center", ha="center", size=13, weight="bold")
+            axes.text(0.010, middle, verdict.sign, color=COLORS[verdict], ha="center", **bold)
             style = "normal" if whose == "paper" else "italic"
             axes.text(CLAIM, middle, row.short, va="center", size=9.5, style=style)
             axes.text(MEASURED, middle, textwrap.shorten(row.here, LONGEST, placeholder=" …"), va="center", size=8.5)
             axes.text(SOURCE, middle, row.source.partition(";")[0], va="center", size=8.5, color="0.35")
             top += 1
-    legend = [f"{sign} {verdict}: {(table['verdict'] == str(verdict)).sum()}" for verdict, (sign, _) in SIGNS.items()]
+    legend = [f"{verdict.sign} {verdict}: {(table['verdict'] == str(verdict)).sum()}" for verdict in Verdict]
     legend.append("italic: not the paper's claim")
     axes.text(0.005, top + 0.9, "     ".join(legend), va="center", size=10)
     return figure

@@ -14,7 +14,6 @@ __all__ = [
     "OTHERS",
     "PROFILE",
     "RESULTS",
-    "SIGNS",
     "Board",
     "by_verdict",
     "counted",
@@ -39,7 +38,6 @@ NOUNS = {
     "later": ("later finding", "later findings"),
     "background": ("result from before the paper", "results from before the paper"),
 }
-SIGNS = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNDECIDED: "?", Verdict.UNTESTED: "·"}
 
 
 def read_board(root: Path) -> dict[str, Any]:
@@ -66,12 +64,12 @@ def by_verdict(rows: Iterable[Mapping[str, Any]]) -> dict[Verdict, list[Mapping[
 
 def sign(row: Mapping[str, Any]) -> str:
     """The verdict of a row of the scoreboard, as a sign."""
-    return SIGNS[Verdict(row["verdict"])]
+    return Verdict(row["verdict"]).sign
 
 
 def counted(rows: Mapping[Verdict, Sequence[object]]) -> str:
     """How many rows have each verdict, in signs."""
-    return " ".join(f"{len(found)} {SIGNS[verdict]}" for verdict, found in rows.items() if found)
+    return " ".join(f"{len(found)} {verdict.sign}" for verdict, found in rows.items() if found)
 
 
 def tally(board: Board, of: Iterable[str] = WHOSE) -> str:

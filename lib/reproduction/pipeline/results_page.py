@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from reproduction.claims import Claim
-from reproduction.pipeline.board import OTHERS, RESULTS, SIGNS, Board, by_verdict, counted, sign, tally
+from reproduction.pipeline.board import OTHERS, RESULTS, Board, by_verdict, counted, sign, tally
 from reproduction.pipeline.contents import Contents
 from reproduction.rules import Verdict
 
@@ -36,7 +36,7 @@ def results_page(board: Board, claims: Mapping[str, Claim], contents: Contents) 
     own = [row for row in rows if row["whose"] == "paper"]
     for verdict, found in by_verdict(own).items():
         if found and verdict is not Verdict.HOLDS:
-            lines += ["", f"**{SIGNS[verdict]} {verdict}:** {'; '.join(row['short'] for row in found)}."]
+            lines += ["", f"**{verdict.sign} {verdict}:** {'; '.join(row['short'] for row in found)}."]
     for notebook in dict.fromkeys(row["notebook"] for row in own):
         part = [row for row in own if row["notebook"] == notebook]
         signs = counted(by_verdict(part))
