@@ -13,12 +13,13 @@ from reproduction.display import column_text, show_table
     ("values", "shown"),
     [
         ([0.5, 0.25, 12.0], ["0.50", "0.25", "12.00"]),
+        ([1.6, 0.41], ["1.60", "0.41"]),
         ([1.0, 20.0, None], ["1", "20", "–"]),
         ([-0.123, float("nan")], ["−0.123", "–"]),
         ([3.0, float("inf"), -2.0], ["3", "∞", "−2"]),
         ([1e-9, 12.0], ["10⁻⁹", "12"]),
         ([1.5e-6, 2.5e-6], ["1.5·10⁻⁶", "2.5·10⁻⁶"]),
-        ([0.0, 0.25], ["0.000", "0.250"]),
+        ([0.0, 0.25], ["0.00", "0.25"]),
         ([123456, 7], ["123456", "7"]),
         (["a", None, 3], ["a", "–", "3"]),
         ([True, False], ["True", "False"]),
@@ -27,6 +28,7 @@ from reproduction.display import column_text, show_table
         ([], []),
         ([1.45, 0.382], ["1.450", "0.382"]),
         ([{"noise_factor": 10.0, "lr": 3e-2}, {}], ["noise factor 10, lr 0.03", "nothing changed"]),
+        ([{"steps": 2000, "schedule": "constant"}], ["steps 2000, schedule constant"]),
     ],
 )
 def test_a_column_as_text(values: list, shown: list[str]) -> None:
@@ -45,7 +47,7 @@ def cells(html: str, tag: str) -> list[tuple[str, str]]:
 def test_numbers_stand_right_and_text_left() -> None:
     table = pd.DataFrame({"name": ["a < b", None], "size": [1.5, None]}, index=pd.Index([1e-5, 0.25], name="tol."))
     html = show_table(table).data
-    assert cells(html, "td") == [("left", "a &lt; b"), ("right", "1.50"), ("left", "–"), ("right", "–")]
+    assert cells(html, "td") == [("left", "a &lt; b"), ("right", "1.5"), ("left", "–"), ("right", "–")]
     assert cells(html, "th") == [
         ("left", ""),
         ("left", "name"),

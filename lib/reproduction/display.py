@@ -24,7 +24,7 @@ def show_table(table: pd.DataFrame, digits: int = 3) -> HTML:
     """The whole table, no text cut short, numbers to the right. Rows that are only counted have no names.
 
     Args:
-        table: numbers, text, settings (a dict of numbers by name) and `None`.
+        table: numbers, text, settings (a dict of them by name) and `None`.
         digits: see `column_text`.
     """
     texts = pd.DataFrame(
@@ -67,7 +67,8 @@ def column_text(values: Sequence[Any], digits: int = 3) -> list[str]:
 def _words(value: Any) -> str:
     if not isinstance(value, Mapping):
         return str(value)
-    return ", ".join(f"{name.replace('_', ' ')} {typeset(x)}" for name, x in value.items()) or "nothing changed"
+    parts = [f"{name.replace('_', ' ')} {typeset(x) if _is_number(x) else x}" for name, x in value.items()]
+    return ", ".join(parts) or "nothing changed"
 
 
 def _number(x: float, decimals: int | None, digits: int) -> str:
@@ -87,14 +88,25 @@ def _decimals(numbers: Sequence[float], digits: int) -> int | None:
         (max(digits - 1 - largest, 1 - smallest), digits + 2),
     ):
         if largest + 1 + max(0, decimals) <= most and largest >= -3:
-            return max(0, decimals)
+            return _needed(finite, max(0, decimals))
     return None
+
+
+def _needed(numbers: Sequence[float], decimals: int) -> int:
+    """The decimals without those that are 0 in all of the numbers."""
+    while decimals and all(round(x, decimals) == round(x, decimals - 1) for x in numbers):
+        decimals -= 1
+    return decimals
 
 
 def _numbers(values: Sequence[Any]) -> bool:
     """Whether a column holds numbers, and nothing else but gaps."""
     there = [value for value in values if not _missing(value)]
-    return bool(there) and all(isinstance(x, Real | Integral) and not isinstance(x, bool) for x in there)
+    return bool(there) and all(map(_is_number, there))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _missing(value: Any) -> bool:

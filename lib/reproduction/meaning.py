@@ -38,7 +38,6 @@ NUMERICS = LIBRARY / "neural_ode" / "numerics.json"
 
 PLUMBING = (
     "reproduction/__init__.py",
-    "reproduction/display.py",
     "reproduction/files.py",
     "reproduction/meaning.py",
     "reproduction/progress.py",
