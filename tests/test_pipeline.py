@@ -344,20 +344,19 @@ def test_results_name_no_path_of_the_machine_that_made_them() -> None:
 
 
 COMPUTING = {
-    "compute": None,
-    "adjoint": "02_adjoint",
-    "tolerance": "05_tolerance",
+    "compute": "alone",
+    "measure": "measured",
     "latent_paths": "12_latent_paths",
     "extrapolation": "09_extrapolation",
 }
-"""The stages that compute, and for which notebook; `None`: those that the matrix names."""
+"""The stages that compute, and for which notebook, or which list of them."""
 
 
 def computed() -> dict[str, dict]:
     """The stage that computes the results of a notebook, as if it were written out."""
     found = {}
     for stage, name in COMPUTING.items():
-        for each in [name] if name else LISTS["alone"]:
+        for each in LISTS.get(name, [name]):
             found[each] = json.loads(json.dumps(STAGES[stage]).replace("${item.name}", each))
     return found
 
@@ -473,7 +472,11 @@ def both(*stages: str) -> set[str]:
     return {f"{name}@{profile}{dash}{rest}" for name, dash, rest in parts for profile in PROFILES}
 
 
-ALL_COMPUTING = {*(f"compute-{name}" for name in LISTS["alone"]), *(set(COMPUTING) - {"compute"})}
+ALL_COMPUTING = {
+    f"{stage}-{name}" if names in LISTS else stage
+    for stage, names in COMPUTING.items()
+    for name in LISTS.get(names, [""])
+}
 
 
 @pytest.mark.slow
@@ -543,7 +546,8 @@ class TestWhatRunsAgain:
         touched("results/paper/04_mnist/provenance.json", "{}", "{} ")
         touched("results/paper/08_spirals/provenance.json", "{}", "{} ")
         assert changed(clone) == {
-            *("compute@paper-04_mnist", "notebook@paper-04_mnist", "adjoint@paper", "tolerance@paper"),
+            *("compute@paper-04_mnist", "notebook@paper-04_mnist", "measure@paper-02_adjoint"),
+            "measure@paper-05_tolerance",
             *("compute@paper-08_spirals", "notebook@paper-08_spirals", "latent_paths@paper", "extrapolation@paper"),
         }
 
