@@ -116,6 +116,60 @@ def test_an_experiment_means_what_it_imports_but_the_plumbing_and_the_solvers(tm
     assert LIBRARY / "neural_ode" / "solve.py" in imported_modules(code)
 
 
+@pytest.fixture
+def a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`reproduction.bag` passes on `one` and `Two`, and has a module `three`."""
+    monkeypatch.setattr(module, "LIBRARY", tmp_path)
+    bag = tmp_path / "reproduction" / "bag"
+    bag.mkdir(parents=True)
+    (tmp_path / "reproduction" / "__init__.py").write_text('"""Makes figures."""\n')
+    front = "from reproduction.bag.first import one\nfrom reproduction.bag.second import two as Two\n"
+    (bag / "__init__.py").write_text(f'"""A bag."""\n{front}\n__all__ = ["Two", "one"]\n')
+    for name in ("first", "second", "three"):
+        (bag / f"{name}.py").write_text("one = two = 1\n")
+    return bag
+
+
+IMPORTS = {
+    "from reproduction.bag import one": {"first"},
+    "from reproduction.bag import Two": {"second"},
+    "from reproduction.bag import one, Two": {"first", "second"},
+    "from reproduction.bag import three": {"three"},
+    "from reproduction.bag.three import one": {"three"},
+    "import reproduction.bag.three": {"three"},
+    "from reproduction.bag import unknown": {"__init__", "first", "second"},
+    "from reproduction.bag import *": {"__init__", "first", "second"},
+    "import reproduction.bag": {"__init__", "first", "second"},
+    "from reproduction import bag": {"__init__", "first", "second"},
+}
+
+
+@pytest.mark.parametrize("line", IMPORTS)
+def test_of_a_package_that_passes_names_on_those_count_that_are_imported(line: str, a_package: Path) -> None:
+    code = a_package.parents[1] / "code.py"
+    code.write_text(f"{line}\n")
+    assert {file.stem for file in imported_modules(code)} == IMPORTS[line]
+
+
+def test_a_further_name_in_a_package_changes_nothing(a_package: Path) -> None:
+    code, front = a_package.parents[1] / "code.py", a_package / "__init__.py"
+    code.write_text("from reproduction.bag import one\n")
+    before = meaning(code)
+    front.write_text(front.read_text().replace("import one", "import one, three"))
+    assert meaning(code) == before
+    (a_package / "first.py").write_text("one = 2\n")
+    assert meaning(code) != before
+
+
+@pytest.mark.parametrize("line", ["x = 1", "print()", "import os", "from reproduction.bag.three import *"])
+def test_a_package_that_does_more_than_pass_names_on_counts_whole(line: str, a_package: Path) -> None:
+    code, front = a_package.parents[1] / "code.py", a_package / "__init__.py"
+    front.write_text(f"{front.read_text()}{line}\n")
+    for text in ("from reproduction.bag import one\n", "from reproduction.bag.first import one\n"):
+        code.write_text(text)
+        assert {"__init__", "first", "second"} <= {file.stem for file in imported_modules(code)}
+
+
 def test_the_plumbing_is_there() -> None:
     assert all((LIBRARY / name).exists() for name in module.PLUMBING)
 

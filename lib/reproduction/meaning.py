@@ -73,7 +73,8 @@ def imported_modules(path: Path) -> set[Path]:
 def experiment_modules(path: Path) -> set[Path]:
     """Of what `path` imports, and of itself, the modules that decide results: `reproduction` and `neural_ode.nn`.
 
-    The plumbing does not count, nor does the solver library, whose behaviour `numerics.json` records.
+    The plumbing does not count, nor does the solver library, whose behaviour `numerics.json` records. Of a package
+    that only passes names on, those modules count whose names are imported: a further name in it changes no result.
     """
     return {file for file in {path, *imported_modules(path)} if _decides(file)}
 
@@ -157,15 +158,7 @@ def _without_docstring(node: ast.AST, field: str, values: list[Any]) -> list[Any
     """The values without statements that are nothing but text: docstrings, also those below an attribute."""
     if field != "body" or isinstance(node, ast.Lambda | ast.IfExp):
         return values
-    return [
-        part
-        for part in values
-        if not (
-            isinstance(part, ast.Expr)
-            and isinstance(part.value, ast.Constant)
-            and isinstance(part.value.value, str)
-        )
-    ]
+    return [part for part in values if not _is_text(part)]
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -206,27 +199,85 @@ def _imports_of_text(source: str, path: Path) -> tuple[Path, ...]:
     found: list[Path] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            for alias in node.names:
+                found.extend(_files(alias.name))
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            found.extend(_files(name))
+            for alias in node.names:
+                found.extend(_files_of(node.module, alias.name))
     return tuple(dict.fromkeys(found))
 
 
 def _files(module: str) -> Iterable[Path]:
-    """The module's file, and the `__init__` of every package around it, which an import runs first."""
+    """The module's file, and the `__init__` of packages around it, where it does more than pass names on."""
+    path = _path(module)
+    if path is None:
+        return
+    folder = LIBRARY
+    for part in module.split(".")[:-1]:
+        folder /= part
+        around = folder / "__init__.py"
+        if around.exists() and _passed_on(around) is None:
+            yield around
+    yield path
+
+
+def _files_of(module: str, name: str) -> Iterable[Path]:
+    """The files behind `from module import name`: of a package that passes names on, those behind the name."""
+    path = _path(module)
+    if path is None:
+        return
+    if _path(f"{module}.{name}", exactly=True):
+        yield from _files(f"{module}.{name}")
+        return
+    passed_on = _passed_on(path) if path.name == "__init__.py" else None
+    if passed_on is not None and name in passed_on:
+        yield from _files_of(*passed_on[name])
+    else:
+        yield from _files(module)
+
+
+def _path(module: str, exactly: bool = False) -> Path | None:
+    """The file of a module of the packages; of a name inside of a module, unless `exactly`, that of the module."""
     first, *rest = module.split(".")
     if first not in PACKAGES:
-        return
+        return None
     folder = LIBRARY / first
-    yield folder / "__init__.py"
-    for part in rest:
+    for i, part in enumerate(rest):
         if (folder / part / "__init__.py").exists():
-            folder = folder / part
-            yield folder / "__init__.py"
+            folder /= part
         elif (folder / f"{part}.py").exists():
-            yield folder / f"{part}.py"
-            return
+            return folder / f"{part}.py" if i == len(rest) - 1 or not exactly else None
+        elif exactly:
+            return None
+        else:
+            break
+    return folder / "__init__.py"
+
+
+def _passed_on(file: Path) -> dict[str, tuple[str, str]] | None:
+    """Where the names come from that an `__init__` passes on, `None` if it does anything besides."""
+    return _names_passed_on(_read(file))
+
+
+@cache
+def _names_passed_on(source: str) -> dict[str, tuple[str, str]] | None:
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return None  # whoever reads it says so
+    names: dict[str, tuple[str, str]] = {}
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif not (_is_text(node) or _lists_names(node)):
+            return None
+    return None if "*" in names else names
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _lists_names(node: ast.stmt) -> bool:
+    """Whether it is `__all__ = ...`."""
+    return isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
