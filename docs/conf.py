@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,6 +51,7 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_search_scorer = str(Path(__file__).parent / "static" / "scorer.js")
 
 
 def plain(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -65,6 +68,25 @@ def one_return_type(app: Sphinx, domain: str, kind: str, content: nodes.Element)
     for fields in [node for node in content if isinstance(node, nodes.field_list)][:-1]:
         for field in [field for field in fields if field[0].astext() == "rtype"]:
             fields.remove(field)
+
+
+def say_version(app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object) -> None:
+    """At the foot of every page: which code made it."""
+    context["last_updated"] = VERSION
+
+
+def _version() -> str:
+    """The day and the number of the last commit, and the library's version."""
+    number = metadata.version("neural-ode")
+    try:
+        ask = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--format=%cs, by commit %h"]
+        made = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # sources without their history
+        return f"a day unknown, by version {number}"
+    return f"{made}, version {number}"
+
+
+VERSION = _version()
 
 
 def copy_mathjax(app: Sphinx, failure: Exception | None) -> None:
@@ -86,6 +108,7 @@ def mend_sources(app: Sphinx, failure: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("html-page-context", say_version)
     app.connect("build-finished", mend_sources)
     app.connect("build-finished", copy_mathjax)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon

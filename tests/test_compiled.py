@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.autograd import forward_ad
 
 import neural_ode.compiled
 import neural_ode.compiled.compiler
@@ -674,6 +675,29 @@ def test_a_backward_pass_says_how_it_ran(
     assert backward.compiled == ran
     assert (backward.not_compiled is None) == (words is None)
     assert (words or "") in (backward.not_compiled or "")
+
+
+class InForwardMode(nn.Module):
+    """Dynamics that differentiate a view of the time, which PyTorch cannot trace."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        slope: Any = torch.func.jvp(lambda t: t.reshape(1).square(), (t,), (torch.ones_like(t),))
+        return slope[1] - y
+
+
+@pytest.mark.filterwarnings("ignore:compile=True:neural_ode.NeuralODEWarning")
+def test_forward_mode_outlives_a_function_that_cannot_be_compiled() -> None:
+    """`y' = 2t - y`; PyTorch left forward mode open, and nothing could enter it again."""
+    exact = 2 * math.exp(-1)
+    for _ in range(2):
+        solution = solve(InForwardMode(), torch.zeros(3, 2).double(), [0.0, 1.0], compile=True)
+        assert solution.stats.compiled is None
+        torch.testing.assert_close(solution.y[-1], torch.full((3, 2), exact).double(), rtol=1e-6, atol=1e-6)
+    x = torch.ones(2)
+    assert torch.equal(torch.func.jvp(torch.square, (x,), (x,))[1], 2 * x)
+    with forward_ad.dual_level():  # a level of the caller stays open
+        y0 = forward_ad.make_dual(torch.zeros(3, 2).double(), torch.ones(3, 2).double())
+        torch.testing.assert_close(forward_ad.unpack_dual(y0).tangent, torch.ones(3, 2).double())
 
 
 def test_a_function_that_calls_itself() -> None:

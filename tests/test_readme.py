@@ -243,6 +243,8 @@ def test_hours_are_those_of_trainings(project: Path) -> None:
         if name != "times":
             (folder / f"{name}.safetensors").touch()
     assert trained(project, "01_toy") == 7200
+    (folder / "history.csv").write_text("epoch,loss,seconds\n1,0.5,8\n2,0.4,36\n")
+    assert trained(project, "01_toy") == 7236
     assert "| 2.0 h |" in notebooks(project, {}, Contents([], {}, TOY))
 
 

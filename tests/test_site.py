@@ -1,9 +1,12 @@
 """The site is whole, shows what it should, and asks no other host for anything."""
 
+import functools
+import http.server
 import inspect
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -109,6 +112,20 @@ def test_the_reference_is_complete(pages: dict[Path, Page], site: Path) -> None:
     assert not listed - anchors
     shown = {anchor.removeprefix("module-") for anchor in anchors}
     assert not {module for part in parts.values() for module in part} - shown - {"neural_ode.solve"}
+
+
+def test_every_page_says_which_code_made_it(pages: dict[Path, Page], site: Path) -> None:
+    number = re.escape(neural_ode.__version__)
+    for file, page in pages.items():
+        if file.relative_to(site).parts[0] != "_modules":
+            assert re.search(
+                rf"Last updated on (a day unknown|[\d-]+, by commit \w+).*version {number}", page.text
+            ), file
+
+
+def test_the_methods_stand_in_a_table(pages: dict[Path, Page], site: Path) -> None:
+    text = pages[site / "api" / "methods.html"].text
+    assert re.search(r"<code[^>]*><span class=\"pre\">kvaerno5</span></code></p></td>\s*<td><p>5</p></td>", text)
 
 
 def test_arguments_in_groups(pages: dict[Path, Page], site: Path) -> None:
@@ -244,3 +261,29 @@ def test_pages_in_a_browser(browser: Any, site: Path, size: tuple[int, int]) -> 
         context.close()
     assert outside == []
     assert failures == []
+
+
+def test_search_finds_the_library_first(browser: Any, site: Path) -> None:
+    """Over HTTP: a page that is a file may not read the index."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/search.html?q=gradient")
+        page.wait_for_selector("#search-results a[href^='notebooks/']")  # results come one by one
+        found = [link.get_attribute("href") for link in page.query_selector_all("#search-results li > a")]
+        page.close()
+        server.shutdown()
+    assert all(link.startswith("api/") for link in found[:5]), found[:5]
+
+
+def test_figures_are_dark_in_the_dark(browser: Any, site: Path) -> None:
+    seen = {}
+    for scheme in ("light", "dark"):
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(f"file://{site}/index.html")
+        seen[scheme] = page.eval_on_selector(".gallery img", "image => getComputedStyle(image).filter")
+        page.close()
+    assert seen["light"] == "none"
+    assert "invert" in seen["dark"]

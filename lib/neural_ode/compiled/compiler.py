@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from neural_ode.compiled.cache import CACHE, graph_key
 
@@ -71,9 +72,24 @@ def call(
         with torch.no_grad(), torch._dynamo.config.patch(specialize_float=True):
             return graph(*args)
     except Exception as error:
+        _close_forward_level()
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         graphs[key] = reason
         raise CannotCompile(reason) from error
+
+
+def _close_forward_level() -> None:
+    """Leave forward mode, which PyTorch leaves open where tracing a function that uses it fails.
+
+    Open, it would make every later `torch.func.jvp` of the process fail.
+    """
+    if forward_ad._current_level >= 0:  # that of whoever called
+        return
+    try:
+        with forward_ad.dual_level():
+            pass
+    except RuntimeError:
+        torch._C._exit_dual_level(level=0)
 
 
 _compiled = 0

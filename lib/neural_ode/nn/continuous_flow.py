@@ -4,7 +4,6 @@ Theorem 1 of Chen et al. (2018), instantaneous change of variables: along `dz/dt
 `d log p(z(t))/dt = -tr(∂f/∂z)`. So the log-density is one more coordinate of the state of an ODE.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError, UnknownNameError
 from neural_ode.nn.base_distribution import check_points, draw_base, positive, standard_normal
+from neural_ode.nn.forward_mode import jvp
 from neural_ode.solution import Statistics
 from neural_ode.solve import solve
 
@@ -82,23 +82,10 @@ class WithLogDensity(nn.Module):
         return f"analytic={self.analytic}, noise={self.noise is not None}"
 
 
-def _jvp(function: Callable[[Tensor], Tensor], z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of a function and its Jacobian-vector product."""
-    jvp: Any = torch.func.jvp  # its stub does not know how many values it returns
-    found: tuple[Tensor, Tensor]
-    if torch.compiler.is_compiling():  # which takes no context manager for warnings
-        found = jvp(function, (z,), (tangent,))
-        return found
-    with warnings.catch_warnings():  # PyTorch's own, when forward mode is first used
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-        found = jvp(function, (z,), (tangent,))
-    return found
-
-
 def autograd_trace(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The slope and `tr ∂f/∂z` by one Jacobian-vector product for each dimension; shapes (n, dim) and (n,)."""
     unit = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    pushed = [_jvp(lambda z: f(t, z), z, row.expand_as(z).contiguous()) for row in unit]
+    pushed = [jvp(lambda z: f(t, z), (z,), (row.expand_as(z),)) for row in unit]
     return pushed[0][0], torch.stack([tangent[:, i] for i, (_, tangent) in enumerate(pushed)]).sum(0)
 
 
@@ -116,7 +103,7 @@ def hutchinson_trace(
     Returns:
         Shapes (n, dim) and (n,).
     """
-    slope, tangent = _jvp(lambda z: f(t, z), z, noise)
+    slope, tangent = jvp(lambda z: f(t, z), (z,), (noise,))
     return slope, (tangent * noise).sum(1)
 
 

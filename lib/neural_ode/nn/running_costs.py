@@ -2,28 +2,32 @@
 
     dz/dt = f(t, z),    dc/dt = r(t, z),    c(t0) = 0
 
-Among all dynamics with the same flow those with a small cost are easier to solve. Each of the costs here is the
-square of something that vanishes where a path is simple:
+Of all dynamics that lead to the same place, those with a small cost are easier to solve. Each of the costs here is
+the square of something that vanishes where paths are simple:
 
-* `kinetic_energy`: the speed (Finlay et al. 2020, *How to train your neural ODE*, section 3.1);
-* `jacobian_norm`: how the dynamics change from point to point (ibid., section 3.2);
-* `total_derivative(order)`: how the path bends in time, the derivative that limits a solver of that order (Kelly et
-  al. 2020, *Learning differential equations that are easy to solve*, section 3).
+* `kinetic_energy`: the speed (Finlay et al. 2020, *How to train your neural ODE*, section 3);
+* `jacobian_norm`: how the speed changes from point to point (ibid.);
+* `total_derivative(order)`: the derivative of the path in time, which decides how long steps of that
+  order can be (Kelly et al. 2020, *Learning differential equations that are easy to solve*, section 3).
 
-Any other function of `OnPath` will do as well. `RegularizedBlock` and `RegularizedFlow` are `OdeBlock` and
+Any other function of `OnPath` will do as well. `RegularizedBlock` and `RegularizedFlow` are an `OdeBlock` and a
 `ContinuousFlow` with costs; `WithRunningCosts` is for models of one's own.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from neural_ode.errors import InvalidArgumentError
-from neural_ode.nn.continuous_flow import ContinuousFlow, Transported, WithLogDensity, jvp
-from neural_ode.nn.base_distribution import check_points
+from neural_ode.nn.base_distribution import check_points, positive
+from neural_ode.nn.continuous_flow import ContinuousFlow, Transported, WithLogDensity
+from neural_ode.nn.forward_mode import jvp
 from neural_ode.nn.ode_block import OdeBlock
+from neural_ode.solution import Solution
 from neural_ode.solve import solve
 
 __all__ = [
@@ -36,3 +40,231 @@ __all__ = [
     "kinetic_energy",
     "total_derivative",
 ]
+
+
+FREE = 1e30
+"""A tolerance that every error keeps."""
+
+DEFAULTS = {name: inspect.signature(solve).parameters[name].default for name in ("rtol", "atol")}
+
+
+class OnPath(NamedTuple):
+    """Where a cost is asked for.
+
+    Attributes:
+        f: the dynamics of `z`, called as `f(t, z)`; rows do not depend on each other.
+        t: the time, shape ().
+        z: the states, shape (n, ...).
+        slope: `f(t, z)`, shape (n, ...).
+        noise: standard normal numbers, shape (n, ...), the same ones during a solve, so that the solver sees
+            a smooth function.
+    """
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    t: Tensor
+    z: Tensor
+    slope: Tensor
+    noise: Tensor
+
+
+RunningCost: TypeAlias = Callable[[OnPath], Tensor]
+"""What is integrated: a number for each row, shape (n,)."""
+
+
+def kinetic_energy(at: OnPath) -> Tensor:
+    """`‖f(t, z)‖²`, shape (n,). Its integral is at least the squared distance of the ends over the time."""
+    return _squared_norm(at.slope)
+
+
+def jacobian_norm(at: OnPath) -> Tensor:
+    """`‖εᵀ ∂f/∂z‖²`, shape (n,), whose mean over the noise `ε` is the squared Frobenius norm `‖∂f/∂z‖²_F`.
+
+    Costs one vector-Jacobian product.
+    """
+    pull: Any = torch.func.vjp(lambda z: at.f(at.t, z), at.z)[1]
+    return _squared_norm(pull(at.noise)[0])
+
+
+def total_derivative(order: int) -> RunningCost:
+    """The cost `‖d^K z/dt^K‖²` of order K = 1, 2, ...: that of K = 1 is `kinetic_energy`.
+
+    Along a path `d/dt = ∂/∂t + f · ∂/∂z`, one Jacobian-vector product. K - 1 of them are nested, so the work
+    doubles with each order.
+
+    Raises:
+        InvalidArgumentError: `order` is no whole number of at least 1.
+    """
+    positive("order", order)
+
+    def cost(at: OnPath) -> Tensor:
+        derivative = at.f
+        for _ in range(order - 1):
+            derivative = _along_the_path(derivative, at.f)
+        return _squared_norm(derivative(at.t, at.z) if order > 1 else at.slope)
+
+    return cost
+
+
+def _along_the_path(
+    g: Callable[[Tensor, Tensor], Tensor], f: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`dg(t, z(t))/dt` where `dz/dt = f(t, z)`."""
+    return lambda t, z: jvp(g, (t, z), (torch.ones_like(t), f(t, z)))[1]
+
+
+def _squared_norm(x: Tensor) -> Tensor:
+    return x.flatten(1).square().sum(1)
+
+
+class WithRunningCosts(nn.Module):
+    """The dynamics of a state and of its costs, which come last: `(z, c)`, or `(z, ..., c)`.
+
+    Costs are rougher than states: if the error control looked at them, a solve would take several times as many
+    steps. The method `solve` spares that.
+
+    Args:
+        dynamics: of the state, as `solve` takes them.
+        costs: what is integrated.
+        noise: see `OnPath`.
+        f: the dynamics of `z` alone, where the state is a tuple that begins with it.
+    """
+
+    noise: Tensor
+
+    def __init__(
+        self, dynamics: nn.Module, costs: Sequence[RunningCost], noise: Tensor, f: nn.Module | None = None
+    ):
+        super().__init__()
+        self.dynamics = dynamics
+        self.costs = tuple(costs)
+        self.f = dynamics if f is None else f
+        self.register_buffer("noise", noise, persistent=False)
+
+    def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Shapes: `t` (), of `z` and its slope (n, ...), of the costs (n, number of costs)."""
+        z, *others, _ = state
+        found = self.dynamics(t, (z, *others)) if others else (self.dynamics(t, z),)
+        at = OnPath(self.f, t, z, found[0], self.noise)
+        return *found, torch.stack([cost(at) for cost in self.costs], 1)
+
+    def solve(self, state: tuple[Tensor, ...], t: Sequence[float] | Tensor, **how: Any) -> Solution:
+        """`neural_ode.solve` from a state without costs, whose steps are those of a solve without costs.
+
+        Args:
+            state: at `t[0]`: `(z,)`, or `(z, ...)`.
+            t: times.
+            **how: further arguments of `neural_ode.solve`, for the state without costs.
+
+        Returns:
+            A solution whose `y` ends in the costs, shape (times, n, number of costs). They are integrated over
+            `|dt|`, so that they do not depend on the direction of the solve.
+        """
+        z = state[0]
+        start = (*state, z.new_zeros(len(z), len(self.costs)))
+        for name in ("rtol", "atol"):
+            given = how.get(name, DEFAULTS[name])
+            how[name] = (*(given if isinstance(given, list | tuple) else [given] * len(state)), FREE)
+        solution = solve(self, start, t, **how)
+        *states, costs = solution.y
+        return replace(solution, y=(*states, costs if t[-1] >= t[0] else -costs))
+
+
+class RegularizedBlock(OdeBlock):
+    """An `OdeBlock` whose paths have costs.
+
+    In training mode they are computed with the state, and can be added to the loss:
+    `loss + 0.1 * block.costs["kinetic energy"].mean()`. In eval mode the block is an `OdeBlock`.
+
+    Args:
+        f: the dynamics, a module called as `f(t, z)`; rows must not depend on each other.
+        costs: by a name of your choice.
+        span: `(t0, t1)`.
+        **how: keyword arguments of `neural_ode.solve`, whose error control does not look at the costs.
+
+    Attributes:
+        costs: of the last forward pass in training mode, by name, shape (n,).
+        stats, how: see `OdeBlock`.
+
+    Raises:
+        InvalidArgumentError: there is no cost.
+    """
+
+    def __init__(
+        self, f: nn.Module, costs: Mapping[str, RunningCost], span: tuple[float, float] = (0.0, 1.0), **how: Any
+    ):
+        super().__init__(f, span, **how)
+        self.integrands = _checked(costs)
+        self.costs: dict[str, Tensor] = {}
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The state at `t1`, in the shape of `z`, the state at `t0`."""
+        if not self.training:
+            return super().forward(z)
+        dynamics = WithRunningCosts(self.f, list(self.integrands.values()), torch.randn_like(z))
+        solution = dynamics.solve((z,), self.span, **self.how)
+        self.stats = solution.stats
+        states, costs = solution.y
+        self.costs = _by_name(self.integrands, costs)
+        end: Tensor = states[-1]
+        return end
+
+
+class RegularizedFlow(ContinuousFlow):
+    """A `ContinuousFlow` whose paths have costs.
+
+    In training mode `log_prob`, `push_forward` and `transport` find them; in eval mode it is a `ContinuousFlow`.
+
+    Args:
+        f: the dynamics; see `WithLogDensity`.
+        dim: of `z`.
+        costs: by a name of your choice.
+        span, trace: see `ContinuousFlow`.
+        **how: keyword arguments of `neural_ode.solve`, whose error control does not look at the costs.
+
+    Attributes:
+        costs: of the last solve in training mode, by name, shape (n,).
+        stats, how: see `ContinuousFlow`.
+
+    Raises:
+        InvalidArgumentError: there is no cost; and see `ContinuousFlow`.
+    """
+
+    def __init__(
+        self,
+        f: nn.Module,
+        dim: int,
+        costs: Mapping[str, RunningCost],
+        span: tuple[float, float] = (0.0, 1.0),
+        trace: str = "exact",
+        **how: Any,
+    ):
+        super().__init__(f, dim, span, trace, **how)
+        self.integrands = _checked(costs)
+        self.costs: dict[str, Tensor] = {}
+
+    def transport(
+        self, z: Tensor, t: Sequence[float] | Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Transported:
+        """As `ContinuousFlow.transport`; in training mode with the costs."""
+        if not self.training:
+            return super().transport(z, t, generator)
+        check_points("z", z, self.dim)
+        density = WithLogDensity(self.f, self.trace, self._noise(z, generator))
+        noise = torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)
+        dynamics = WithRunningCosts(density, list(self.integrands.values()), noise, self.f)
+        solution = dynamics.solve((z, z.new_zeros(len(z))), self.span if t is None else t, **self.how)
+        self.stats = solution.stats
+        states, change, costs = solution.y
+        self.costs = _by_name(self.integrands, costs)
+        return Transported(states, change, solution.stats)
+
+
+def _checked(costs: Mapping[str, RunningCost]) -> dict[str, RunningCost]:
+    if not costs:
+        raise InvalidArgumentError('costs must name one cost or more, such as {"kinetic energy": kinetic_energy}')
+    return dict(costs)
+
+
+def _by_name(integrands: Mapping[str, RunningCost], costs: Tensor) -> dict[str, Tensor]:
+    """The columns of the last costs, shape (times, n, number of costs)."""
+    return dict(zip(integrands, costs[-1].unbind(1), strict=True))

@@ -104,7 +104,8 @@ def results(
     flows = [_Trained(*one) for one in product(("NF", "CNF"), targets, sizes, seeds)]
     solver = {"rtol": tolerance, "atol": tolerance, "gradient": gradient}
     how = {"device": choose_device(device), "checkpoints": store.checkpoints}
-    training = _Training(store, flows, recipes(continuous, planar), solver, compiled, how)
+    by_seed = sorted(flows, key=lambda flow: flow.seed)  # so that those of a computation under way can be shown
+    training = _Training(store, by_seed, recipes(continuous, planar), solver, compiled, how)
 
     def trial(kind: str, rate: float) -> Point:
         point = {"kind": kind, "targets": list(targets), "size": int(search["size"]), "seed": int(search["seed"])}

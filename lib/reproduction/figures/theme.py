@@ -2,21 +2,21 @@
 
 from pathlib import Path
 
-
-from reproduction.files import replacing
-
 from neural_ode.errors import needs
+from reproduction.figures.png import with_palette
+from reproduction.files import replacing
 
 with needs("notebooks"):
     import matplotlib as mpl
     import seaborn as sns
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
     from matplotlib.figure import Figure
-    from PIL import Image
 
 __all__ = ["COLORS", "MARKERS", "save_figure", "use_theme"]
 
 LARGE = 250_000
-"""Bytes from which a file is made smaller: results are committed, and a gallery is to load quickly."""
+"""Bytes from which an SVG is made smaller: results are committed."""
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 
@@ -77,17 +77,11 @@ def use_theme() -> None:
     )
 
 
-def _use_palette(picture: Path) -> None:
-    """Save a PNG file again with 256 colours."""
-    with Image.open(picture) as image:
-        reduced = image.convert("RGB").quantize(256)
-    reduced.save(picture, format="png", optimize=True)
-
-
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Save as SVG and PNG beside each other.
 
-    A PNG above 250 kB gets a palette of 256 colours, the pictures in an SVG above 250 kB half the resolution.
+    A large PNG gets a palette of 256 colours, the pictures in an SVG above 250 kB half the resolution. In a notebook,
+    a line above a figure of the quick profile says where it is at full scale.
 
     Args:
         figure: the figure.
@@ -101,10 +95,17 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         target = path.with_name(path.name + suffix)
         with replacing(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
-            if temporary.stat().st_size > LARGE:
-                if suffix == ".png":
-                    _use_palette(temporary)
-                else:
-                    figure.savefig(temporary, metadata=metadata, dpi=mpl.rcParams["savefig.dpi"] / 2)
+            if suffix == ".png":
+                temporary.write_bytes(with_palette(temporary.read_bytes()))
+            elif temporary.stat().st_size > LARGE:
+                figure.savefig(temporary, metadata=metadata, dpi=mpl.rcParams["savefig.dpi"] / 2)
         saved.append(target)
+    _say_scale(path)
     return saved
+
+
+def _say_scale(path: Path) -> None:
+    """Say what a figure of the quick profile is, where somebody reads it: in a notebook."""
+    if path.parts[-3:-2] == ("quick",) and get_ipython() is not None:
+        whole = f"figures/paper/{path.parts[-2]}/{path.name}.png"
+        display(Markdown(f"*Quick profile: a sketch, in a minute of computing. At full scale: `{whole}`.*"))

@@ -1,8 +1,10 @@
 """Take out of an executed notebook what differs from one run to the next."""
 
 import re
+from base64 import b64decode, b64encode
 
 from neural_ode.errors import needs
+from reproduction.figures.png import with_palette
 
 with needs("notebooks"):
     import nbformat
@@ -13,12 +15,14 @@ __all__ = ["clean"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 """Names a widget of a kernel that is gone: a front end would look for it in vain, and not show the words beside."""
 
+PICTURE = "image/png"
+
 PROGRESS_BAR = re.compile(r"\r[^\r\n|]*\|[^\r\n|]*\|[^\r\n\]]*(\]|$)")
 """`label: 10%|###    | 1/10 [00:01<00:09, details]`, drawn over the one before."""
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
-    """Drop timing metadata, progress bars and widgets; number the cell that papermill injects.
+    """Drop timing metadata, progress bars and widgets; number the cell that papermill injects; make pictures small.
 
     Changes and returns `notebook`.
     """
@@ -32,7 +36,10 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [output for output in _merge_streams(cell.outputs) if _without_progress(output)]
             for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)
+                data = output.get("data", {})
+                data.pop(WIDGET, None)
+                if PICTURE in data:
+                    data[PICTURE] = b64encode(with_palette(b64decode(data[PICTURE]))).decode()
     nbformat.validate(notebook)
     return notebook
 

@@ -112,15 +112,21 @@ def front(contents: Contents) -> str:
 
 
 def notebooks(root: Path, board: Board, contents: Contents) -> str:
-    """The notebooks: what they show, what it takes, what became of the paper's claims, what had to be chosen."""
+    """The notebooks: what they show, what it takes, what became of the paper's claims, what had to be chosen.
+
+    Where a notebook has no claim of the paper those of others are counted, and marked by an asterisk.
+    """
     lines = [
         "| | shows | quick | full scale | claims | left open |",
         "|---|---|---|---|---|---|",
     ]
     for name, listed in contents.notebooks.items():
-        found = by_verdict(row for row in board.values() if row["notebook"] == name and row["whose"] == "paper")
+        rows = [row for row in board.values() if row["notebook"] == name]
+        of_paper = [row for row in rows if row["whose"] == "paper"]
+        claims = counted(by_verdict(of_paper or rows))
+        claims += " *" if rows and not of_paper else ""
         cells = [f"[{name[:2]}](notebooks/{name}.ipynb)", listed.shows, f"{listed.minutes} min"]
-        cells += [_duration(trained(root, name)), counted(found), listed.unstated]
+        cells += [_duration(trained(root, name)), claims, listed.unstated]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -130,7 +136,8 @@ def trained(root: Path, notebook: str) -> float:
     total = 0.0
     for file in (root / "results" / PROFILE / notebook).rglob("*.csv"):
         rows = list(csv.DictReader(read_text(file, "restore it with `git checkout`").splitlines()))
-        if rows and "seconds" in rows[-1] and file.with_suffix(".safetensors").exists():
+        kept = file.with_suffix(".safetensors").exists()  # of others only the history is
+        if rows and "seconds" in rows[-1] and (kept or "epoch" in rows[-1]):
             total += float(rows[-1]["seconds"])
     return total
 

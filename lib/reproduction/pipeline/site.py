@@ -26,6 +26,7 @@ from reproduction.pipeline.command import exit_status
 from reproduction.pipeline.contents import captions, load_contents
 from reproduction.pipeline.notebooks import read_notebook
 from reproduction.pipeline.readme import notebook_of, pictures
+from reproduction.pipeline.reference_tables import TABLES
 from reproduction.rules import Verdict
 from reproduction.workspace import project_root
 
@@ -227,6 +228,8 @@ def _own_names(file: Path, defined: bool) -> list[str]:
 def _reference(part: str, contents: Mapping[str, list[str]]) -> str:
     title = part.removeprefix("neural_ode.")
     lines = [f"# {title}\n"]
+    if part in TABLES:
+        lines.append(TABLES[part]())
     for module, names in contents.items():
         if module != part:
             lines.append(f"## {module.removeprefix('neural_ode.').removeprefix(f'{title}.')}\n")
