@@ -56,6 +56,7 @@ lab: $(VENV)/notebooks.stamp
 
 notebooks: figures
 	python -m reproduction.pipeline.refresh
+	python -m reproduction.pipeline.recipes
 	dvc repro --quiet identity
 
 site: $(VENV)/site.stamp
