@@ -118,13 +118,13 @@ def test_an_experiment_means_what_it_imports_but_the_plumbing_and_the_solvers(tm
 
 @pytest.fixture
 def a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`reproduction.bag` passes on `one` and `Two`, and has a module `three`."""
+    """`reproduction.bag` passes on `one` and `two`, and has a module `three`."""
     monkeypatch.setattr(module, "LIBRARY", tmp_path)
     bag = tmp_path / "reproduction" / "bag"
     bag.mkdir(parents=True)
     (tmp_path / "reproduction" / "__init__.py").write_text('"""Makes figures."""\n')
-    front = "from reproduction.bag.first import one\nfrom reproduction.bag.second import two as Two\n"
-    (bag / "__init__.py").write_text(f'"""A bag."""\n{front}\n__all__ = ["Two", "one"]\n')
+    front = "from reproduction.bag.first import one\nfrom reproduction.bag.second import two\n"
+    (bag / "__init__.py").write_text(f'"""A bag."""\n{front}\n__all__ = ["one", "two"]\n')
     for name in ("first", "second", "three"):
         (bag / f"{name}.py").write_text("one = two = 1\n")
     return bag
@@ -132,8 +132,8 @@ def a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 IMPORTS = {
     "from reproduction.bag import one": {"first"},
-    "from reproduction.bag import Two": {"second"},
-    "from reproduction.bag import one, Two": {"first", "second"},
+    "from reproduction.bag import two": {"second"},
+    "from reproduction.bag import one, two": {"first", "second"},
     "from reproduction.bag import three": {"three"},
     "from reproduction.bag.three import one": {"three"},
     "import reproduction.bag.three": {"three"},
@@ -161,7 +161,16 @@ def test_a_further_name_in_a_package_changes_nothing(a_package: Path) -> None:
     assert meaning(code) != before
 
 
-@pytest.mark.parametrize("line", ["x = 1", "print()", "import os", "from reproduction.bag.three import *"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = 1",
+        "print()",
+        "import os",
+        "from reproduction.bag.three import *",
+        "from reproduction.bag.three import x as y",
+    ],
+)
 def test_a_package_that_does_more_than_pass_names_on_counts_whole(line: str, a_package: Path) -> None:
     code, front = a_package.parents[1] / "code.py", a_package / "__init__.py"
     front.write_text(f"{front.read_text()}{line}\n")

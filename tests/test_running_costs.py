@@ -1,12 +1,16 @@
 """Running costs against closed forms, in every way to differentiate a solve."""
 
+import copy
 import math
+import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from neural_ode import solve
+from neural_ode import Event, solve
 from neural_ode.errors import InvalidArgumentError
 from neural_ode.nn import (
     ContinuousFlow,
@@ -200,6 +204,111 @@ def test_a_block_without_costs_is_refused() -> None:
         RegularizedBlock(Field(), {})
     with pytest.raises(InvalidArgumentError, match="costs must name"):
         RegularizedFlow(Field(), 2, {})
+
+
+@pytest.mark.parametrize(
+    ("costs", "words"),
+    [
+        ([kinetic_energy], "functions by name"),
+        ({"e": 2}, "must be a function of OnPath, got 2"),
+        ({"R2": total_derivative}, r"makes a cost of an order: total_derivative\(2\)"),
+    ],
+)
+def test_what_is_no_cost_is_named(costs: Any, words: str) -> None:
+    for make in (lambda: RegularizedBlock(Field(), costs), lambda: RegularizedFlow(Field(), 2, costs)):
+        with pytest.raises(InvalidArgumentError, match=words):
+            make()
+
+
+@pytest.mark.parametrize("cost", [lambda at: at.z.mean(), lambda at: at.z.sum(1, keepdim=True), lambda at: 1.0])
+def test_a_cost_of_another_shape_is_named(cost: Any) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"the cost .*lambda> must be a number for each row, shape \(4,\)"
+    ):
+        RegularizedBlock(Decay(-0.7), {"c": cost})(start())
+
+
+def test_states_that_are_numbers_and_states_that_are_complex() -> None:
+    block, z = RegularizedBlock(Decay(-0.7), {"c": kinetic_energy}, **EXACT), start(4, 1)[:, 0]
+    block(z)
+    expected = 0.49 * z.square() * math.expm1(-1.4) / -1.4
+    torch.testing.assert_close(block.costs["c"], expected, rtol=1e-6, atol=1e-8)
+    with pytest.raises(InvalidArgumentError, match="real states"):
+        block(start().to(torch.complex128))
+
+
+def test_a_block_that_was_used_is_copied_and_kept() -> None:
+    costs = {"energy": kinetic_energy, "R2": total_derivative(2), "R3": total_derivative(3)}
+    for one in (RegularizedBlock(Field(), costs), RegularizedFlow(Field(), 2, costs)):
+        use = one if isinstance(one, RegularizedBlock) else one.log_prob
+        use(start(4, 2))
+        assert set(one.costs) == set(costs)
+        for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+            assert copied.costs == {}
+            assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), one.parameters(), strict=True))
+        one.eval()
+        use(start(4, 2))
+        assert one.costs == {}, "those of training would be taken for those of a test"
+
+
+class Learned(nn.Module):
+    """A cost with a parameter: `w ‖z‖²`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, at: OnPath) -> Tensor:
+        return self.w * at.z.flatten(1).square().sum(1)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_cost_may_have_parameters(gradient: str) -> None:
+    block = RegularizedBlock(Decay(-0.7), {"c": Learned()}, gradient=gradient, **EXACT)
+    assert len(list(block.parameters())) == 2
+    block(start())
+    block.costs["c"].sum().backward()
+    w = block.trained[0].w
+    torch.testing.assert_close(w.grad * w.detach(), block.costs["c"].detach().sum(), rtol=1e-5, atol=1e-7)
+
+
+def test_norm_event_and_lists_are_those_of_a_solve_without_costs() -> None:
+    z, decay = start(), Decay(-0.7)
+    norms: dict[str, Any] = {"norm": lambda x: x.abs().max(), "rtol": 1e-5, "atol": [1e-4, 1e-6, 1e-8]}
+    block = RegularizedBlock(decay, {"c": kinetic_energy}, **norms)
+    end, steps = block(z), block.stats.nfe
+    torch.testing.assert_close(end, block.eval()(z), rtol=1e-9, atol=1e-9)
+    assert block.stats.nfe == steps
+    half = Event(lambda t, y: y.abs().max() - 0.5 * z.abs().max(), direction="falling")
+    dynamics = WithRunningCosts(decay, [kinetic_energy], torch.randn_like(z))
+    found = dynamics.solve((z,), [0.0, 10.0], event=half, **EXACT)
+    assert abs(found.t[-1].item() - math.log(2) / 0.7) < 1e-6
+    expected = 0.49 * z.square().sum(1) * (1 - 0.25) / 1.4
+    torch.testing.assert_close(found.y[1][-1, :, 0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_tolerance_for_each_part_of_a_flow() -> None:
+    field, x = Field(), start(8, 2)
+    for rtol in (torch.tensor([1e-3, 1e-5]), [1e-3, 1e-5]):
+        flow = RegularizedFlow(field, 2, {"energy": kinetic_energy}, rtol=rtol)
+        found, steps = flow.log_prob(x), flow.stats.nfe
+        torch.testing.assert_close(found, flow.eval().log_prob(x), rtol=1e-9, atol=1e-9)
+        assert flow.stats.nfe == steps
+
+
+def test_rows_with_steps_and_times_of_their_own() -> None:
+    z, ends = start(), torch.tensor([1.0, 0.5, 2.0, 1.5], dtype=torch.float64)
+    dynamics = WithRunningCosts(Decay(-0.7), [kinetic_energy], torch.randn_like(z))
+    times = torch.stack([torch.zeros_like(ends), ends], 1)
+    costs = dynamics.solve((z,), times, batched=True, **EXACT).y[1]
+    expected = 0.49 * z.square().sum(1) * torch.expm1(-1.4 * ends) / -1.4
+    torch.testing.assert_close(costs[1, :, 0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_to_do_under_hooks_is_said() -> None:
+    block = RegularizedBlock(Field(), {"J": jacobian_norm})
+    with pytest.raises(InvalidArgumentError, match="recursive_checkpoint"):
+        checkpoint(block, start(4, 2).requires_grad_(), use_reentrant=False)
 
 
 @pytest.mark.parametrize("trace", ["exact", "rademacher"])

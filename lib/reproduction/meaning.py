@@ -268,7 +268,9 @@ def _names_passed_on(source: str) -> dict[str, tuple[str, str]] | None:
     names: dict[str, tuple[str, str]] = {}
     for node in body:
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+            if any(alias.asname not in (None, alias.name) for alias in node.names):
+                return None  # what a name stands for could change, and nothing else
+            names |= {alias.name: (node.module, alias.name) for alias in node.names}
         elif not (_is_text(node) or _lists_names(node)):
             return None
     return None if "*" in names else names
