@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neural_ode import Event, solve
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, SolverError
 from neural_ode.nn import (
     ContinuousFlow,
     OdeBlock,
@@ -307,7 +307,7 @@ def test_rows_with_steps_and_times_of_their_own() -> None:
 
 def test_what_to_do_under_hooks_is_said() -> None:
     block = RegularizedBlock(Field(), {"J": jacobian_norm})
-    with pytest.raises(InvalidArgumentError, match="recursive_checkpoint"):
+    with pytest.raises(SolverError, match="recursive_checkpoint"):
         checkpoint(block, start(4, 2).requires_grad_(), use_reentrant=False)
 
 

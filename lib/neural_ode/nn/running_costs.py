@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from neural_ode.errors import InvalidArgumentError
+from neural_ode.errors import InvalidArgumentError, SolverError
 from neural_ode.nn.base_distribution import check_points, positive
 from neural_ode.nn.continuous_flow import ContinuousFlow, Transported, WithLogDensity
 from neural_ode.nn.forward_mode import jvp
@@ -84,7 +84,7 @@ def jacobian_norm(at: OnPath) -> Tensor:
     Costs one vector-Jacobian product.
 
     Raises:
-        InvalidArgumentError: hooks on saved tensors are active, as in `torch.utils.checkpoint`, which
+        SolverError: hooks on saved tensors are active, as in `torch.utils.checkpoint`, which
             `torch.func.vjp` cannot do with.
     """
     try:
@@ -92,7 +92,7 @@ def jacobian_norm(at: OnPath) -> Tensor:
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
-        raise InvalidArgumentError(
+        raise SolverError(
             "jacobian_norm cannot be computed under hooks on saved tensors, such as those of "
             'torch.utils.checkpoint: solve with gradient="recursive_checkpoint" instead'
         ) from error
