@@ -104,7 +104,7 @@ def test_the_jacobian_is_that_of_rows_and_its_mean_the_frobenius_norm() -> None:
 def test_an_order_below_one_is_refused() -> None:
     for order in (0, -1, 1.5, True):
         with pytest.raises(InvalidArgumentError, match="order"):
-            total_derivative(order)  # type: ignore[arg-type]
+            total_derivative(order)
 
 
 # Their integrals -------------------------------------------------------------------------------------------------
