@@ -131,6 +131,16 @@ def test_a_text_without_the_marks_is_named(tmp_path: Path) -> None:
         replace_between(tmp_path / "b.md", "begin", "end", "text")
 
 
+def test_a_notebook_shows_one_line_for_a_missing_file(tmp_path: Path) -> None:
+    """As IPython shows it: no traceback of what wanted the file."""
+    code = "from pathlib import Path; from reproduction.files import read_text; read_text(Path('a.csv'), 'make it')"
+    command = [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", code]
+    environment = {**os.environ, "IPYTHONDIR": str(tmp_path)}
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert shown.stdout.strip() == "FileError: a.csv does not exist: make it"
+    assert shown.returncode != 0
+
+
 def test_project_root(root: Path, tmp_path: Path) -> None:
     assert project_root(root / "notebooks") == root
     with pytest.raises(NeuralODEError, match="not inside a clone"):

@@ -70,7 +70,14 @@ class UnknownNameError(InvalidArgumentError):
 
 
 class FileError(NeuralODEError):
-    """A file is missing, cannot be read, or holds something else than it should; the message names it."""
+    """A file is missing, cannot be read, or holds something else than it should; the message names it.
+
+    A notebook shows the message alone: where the code was that wanted the file helps nobody.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class MissingPackageError(NeuralODEError, ModuleNotFoundError):
