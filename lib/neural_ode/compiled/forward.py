@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neural_ode.compiled.compiler import CannotCompile, call
-from neural_ode.compiled.loop import PATIENCE, control_of, run_until, tolerance_of
+from neural_ode.compiled.loop import control_of, patience_of, run_until, tolerance_of
 from neural_ode.compiled.outputs import located, outputs_in
 from neural_ode.compiled.plan import Array, Plan, Recorded
 from neural_ode.solution import SampleStatistics, Statistics
@@ -90,7 +90,7 @@ def _run(plan: Plan, y: Tensor, keep: bool) -> tuple[Tensor, Solved]:
         if keep:
             # The backward pass needs what was recorded, not all that there was room for.
             recorded.append(chunk._replace(log=chunk.log.clone(), states=chunk.states.clone()))
-        if (now != end).any() and count < capacity and made < PATIENCE:
+        if (now != end).any() and count < capacity and made < patience_of(capacity):
             raise CannotCompile("the solve fails", failed=True)
     return found, Solved(float(np.ravel(h)[0]), stats, steps, recorded)
 

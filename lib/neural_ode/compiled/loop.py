@@ -21,10 +21,15 @@ from neural_ode.problem.norms import Norm
 from neural_ode.problem.state import Dynamics, column
 from neural_ode.stepping.settings import SolverSettings
 
-__all__ = ["PATIENCE", "control_of", "run_through", "run_until", "tolerance_of"]
+__all__ = ["PATIENCE", "control_of", "patience_of", "run_through", "run_until", "tolerance_of"]
 
 PATIENCE = 256
 """Tries after which a graph comes back, so that the loop in Python can be interrupted."""
+
+
+def patience_of(capacity: int) -> int:
+    """The same for a graph that records so many steps: few of them fail four times."""
+    return max(PATIENCE, 4 * capacity)
 
 
 def control_of(settings: SolverSettings, direction: float, like: Tensor) -> Tensor:
@@ -148,7 +153,7 @@ def run_until(
         slopes: their stages, shape (capacity, stages, *state).
     """
     start, h, end = span.unbind()
-    fsal = method.tableau.fsal
+    fsal, patience = method.tableau.fsal, patience_of(capacity)
     tolerance = Tolerance(rtol, atol, norm)
     if slope is None:
         h, slope = _begin(f, method, tolerance, start, h, end, y)
@@ -163,7 +168,7 @@ def run_until(
     ) -> Tensor:
         waiting = now != end
         stuck: Tensor = waiting & ~_policy(control).propose(now, h, end).moves
-        return waiting.any() & ~stuck.any() & (recorded < capacity) & (tries < PATIENCE)
+        return waiting.any() & ~stuck.any() & (recorded < capacity) & (tries < patience)
 
     def attempt(
         now: Tensor,
