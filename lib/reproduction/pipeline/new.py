@@ -144,13 +144,7 @@ def _staged(text: str, notebook: str) -> str:
     for profile in ("paper", "quick"):
         text = insert_item(text, "metrics: [\n  ", f"figures/{profile}/{notebook}/metrics.json")
     text = insert_item(text, "plots: [\n  ", f"figures/paper/{notebook}/result.svg")
-    dependency = "      - figures/${{item.profile}}/{}/claims.json\n"
-    pattern = re.escape(dependency.format("NAME")).replace("NAME", r"(\w+)")
-    others = list(re.finditer(pattern, text))
-    if not others:
-        raise InvalidArgumentError("dvc.yaml has no claims.json among what the scoreboard depends on")
-    place = next((found.start() for found in others if found[1] > notebook), others[-1].end())
-    return text[:place] + dependency.format(notebook) + text[place:]
+    return insert_item(text, "    deps: [\n      ", f'"figures/${{item.profile}}/{notebook}/claims.json"')
 
 
 def _notebook(text: str) -> str:
