@@ -16,8 +16,7 @@ from reproduction.measure.reversal import solved
 from reproduction.models.attracted import Attracted, Curve, Paths, curve
 from reproduction.models.dense_digits import DenseDigits
 from reproduction.models.regularized import flow
-from reproduction.results import Files, csv_bytes
-from reproduction.training.loop import Row
+from reproduction.training.loop import Row, history_csv
 from reproduction.training.mnist import classification_loss, error_rate
 from reproduction.training.side_by_side import fit_side_by_side
 
@@ -55,7 +54,7 @@ def digits_run(
     data: Path,
     device: torch.device,
     checkpoints: Path,
-) -> Files:
+) -> dict[str, bytes]:
     """Tell digits apart by a small ODE network.
 
     Args:
@@ -110,7 +109,7 @@ def flow_run(
     solver: Mapping[str, Any],
     device: torch.device,
     checkpoints: Path,
-) -> Files:
+) -> dict[str, bytes]:
     """Make points likely under a continuous flow.
 
     Args:
@@ -155,7 +154,7 @@ def curve_run(
     solver: Mapping[str, Any],
     device: torch.device,
     checkpoints: Path,
-) -> Files:
+) -> dict[str, bytes]:
     """Learn the curve that trajectories are drawn to; see `reproduction.models.attracted`.
 
     They are seen at eight times up to 2, so that the stiffness is about twice the rate. From each time to the one
@@ -231,7 +230,7 @@ def _trained(
     training: Mapping[str, Any],
     own: Mapping[str, Any],
     checkpoints: Path,
-) -> Files:
+) -> dict[str, bytes]:
     name = f"{own['task']}-{own['seed']}"
     rows = fit_side_by_side(
         *(models, loss, batch, evaluate, training, own),
@@ -239,4 +238,5 @@ def _trained(
         label=name,
         checkpoint=checkpoints / f"{name}.pt",
     )
-    return {".csv": csv_bytes(rows)}
+    columns: dict[str, Any] = dict.fromkeys(key for row in rows for key in row)
+    return {".csv": history_csv([{**columns, **row} for row in rows]).encode()}
