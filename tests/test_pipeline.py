@@ -555,7 +555,7 @@ class TestWhatRunsAgain:
         assert changed(clone) == both("notebook-04_mnist", "notebook-05_tolerance")
 
     def test_one_parameter_touches_one_notebook(self, clone: Path, touched) -> None:
-        touched("params/quick.yaml", "epochs: 4", "epochs: 5")
+        touched("params/quick.yaml", "\n  epochs: 4\n", "\n  epochs: 5\n")
         assert changed(clone) == {"compute@quick-04_mnist", "notebook@quick-04_mnist"}
 
     def test_a_claim_touches_the_notebook_that_decides_it(self, clone: Path, touched) -> None:
