@@ -244,7 +244,8 @@ def test_hours_are_those_of_trainings(project: Path) -> None:
             (folder / f"{name}.safetensors").touch()
     assert trained(project, "01_toy") == 7200
     (folder / "history.csv").write_text("epoch,loss,seconds\n1,0.5,8\n2,0.4,36\n")
-    assert trained(project, "01_toy") == 7236
+    (folder / "ways.csv").write_text("name,epoch,seconds\ndirect,1,8\ndirect,2,20\nbacksolve,1,16\n")
+    assert trained(project, "01_toy") == 7236 + 20 + 16
     assert "| 2.0 h |" in notebooks(project, {}, Contents([], {}, TOY))
 
 

@@ -23,7 +23,7 @@ class Line(nn.Module):
     def __init__(self, slope: float, fails_at: int | None = None, with_what: Exception | str = "loss"):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(slope))
-        self.calls, self.fails_at, self.with_what = 0, fails_at, with_what
+        self.name, self.calls, self.fails_at, self.with_what = "", 0, fails_at, with_what
         self.stats = Statistics(nfe=7, backward=Statistics(nfe=9))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_a_killed_training_goes_on(killed_at: int, tmp_path: Path, monkeypatch: 
     def models() -> dict[str, Line]:
         found = {"fails": Line(1.0), "good": Line(-1.0)}
         for name, line in found.items():
-            line.name = name  # type: ignore[assignment]
+            line.name = name
         return found
 
     def failing(net: Any, x: Tensor) -> Tensor:

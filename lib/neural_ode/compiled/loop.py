@@ -28,7 +28,7 @@ PATIENCE = 256
 
 
 def patience_of(capacity: int) -> int:
-    """The same for a graph that records so many steps: few of them fail four times."""
+    """Tries after which a graph comes back that has room for so many steps, which shall be filled first."""
     return max(PATIENCE, 4 * capacity)
 
 

@@ -60,8 +60,8 @@ class Plan:
 
     @property
     def capacity(self) -> int:
-        """How many steps are recorded before the loop comes back to Python, which takes as long as fifty steps of a
-        small system."""
+        """How many steps are recorded before the loop comes back to Python: more of small systems, where that takes
+        longer than many steps."""
         if self.entries <= 2**8:
             return 512
         return 64 if self.entries <= 2**14 else 16

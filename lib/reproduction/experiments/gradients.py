@@ -17,7 +17,7 @@ HIDDEN = 32
 """Width of the hypernetwork, as in notebook 07."""
 
 MOST_STEPS = 1000
-"""Of a solve to learn a curve, between two outputs: ten times as many as the stiffest curve itself takes."""
+"""Of a solve to learn a curve, between two outputs: many times what a trained curve takes at the highest rate."""
 
 
 class Results(NamedTuple):

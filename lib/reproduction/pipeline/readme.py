@@ -132,13 +132,17 @@ def notebooks(root: Path, board: Board, contents: Contents) -> str:
 
 
 def trained(root: Path, notebook: str) -> float:
-    """Seconds that the trainings of full scale have taken: the sum of `seconds` of their histories."""
+    """Seconds that the trainings of full scale have taken: the sum of `seconds` of their histories.
+
+    A table with a column `name` has the histories of several trainings.
+    """
     total = 0.0
     for file in (root / "results" / PROFILE / notebook).rglob("*.csv"):
         rows = list(csv.DictReader(read_text(file, "restore it with `git checkout`").splitlines()))
         kept = file.with_suffix(".safetensors").exists()  # of others only the history is
         if rows and "seconds" in rows[-1] and (kept or "epoch" in rows[-1]):
-            total += float(rows[-1]["seconds"])
+            ends = {row.get("name", ""): float(row["seconds"]) for row in rows}  # the last of each
+            total += sum(ends.values())
     return total
 
 

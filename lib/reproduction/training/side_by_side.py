@@ -85,6 +85,7 @@ class _Member(Fit):
             raise NonFiniteError(f"the loss of {self.label} or its gradient is not finite at step {done}")
         self.optimizer.step()
         self.scheduler.step()
+        # mypy takes what a module holds for a tensor or a module.
         stats: Statistics = self.model.stats  # type: ignore[assignment]
         backward = stats.backward.nfe if stats.backward is not None else 0
         return 1, {"loss": loss.item(), "forward": stats.nfe, "backward": backward}
