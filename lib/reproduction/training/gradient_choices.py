@@ -81,20 +81,11 @@ def digits_run(
     def evaluate(net: DenseDigits) -> Row:
         return _tested(net.block, lambda: {"test_error": error_rate(net, test)})
 
-    own = {
-        "task": "digits",
-        "seed": seed,
-        "dimensions": dimensions,
-        "hidden": hidden,
-        "train": train_size,
-        "test": test_size,
-    }
-    own |= {"solver": dict(solver)}
+    own = {"task": "digits", "seed": seed, "dimensions": dimensions, "hidden": hidden, "train": train_size}
+    own |= {"test": test_size, "solver": dict(solver)}
     whole = {**training, "steps": training["epochs"] * batches.steps_per_epoch}
     models = _models(ways, seed, device, build)
-    return _trained(
-        models, classification_loss, batches, evaluate, whole, {**own, "solver": dict(solver)}, checkpoints
-    )
+    return _trained(models, classification_loss, batches, evaluate, whole, own, checkpoints)
 
 
 def flow_run(
