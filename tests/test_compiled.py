@@ -34,6 +34,7 @@ from neural_ode import (
 from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
 from neural_ode.compiled.cache import CACHE, Bounded
 from neural_ode.compiled.compiler import compiled_so_far
+from neural_ode.compiled.plan import LARGE
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import get_method
 from neural_ode.problem.norms import rms_norm
@@ -675,6 +676,31 @@ def test_a_backward_pass_says_how_it_ran(
     assert backward.compiled == ran
     assert (backward.not_compiled is None) == (words is None)
     assert (words or "") in (backward.not_compiled or "")
+
+
+class Normalised(nn.Module):
+    """The state with mean 0 and variance 1 in pairs of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        slope: Tensor = self.norm(y)
+        return slope
+
+
+@pytest.mark.parametrize("gradient", ["direct", "backsolve"])
+def test_large_normalised_states_run_as_they_are(gradient: str) -> None:
+    """Without a warning: there is nothing that a user could do. Small ones are compiled."""
+    f = Normalised()
+    for rows, ran in ((4, "solve"), (LARGE // 4 + 1, None)):
+        y0 = torch.randn(rows, 4, requires_grad=True)
+        solution = solve(f, y0, [0.0, 0.1], rtol=1e-2, atol=1e-2, compile=True, gradient=gradient)
+        solution.y[-1].sum().backward()
+        stats = [solution.stats, *([solution.stats.backward] if solution.stats.backward else [])]
+        assert [one.compiled for one in stats] == [ran] * len(stats)
+        assert all(ran or "normalises" in (one.not_compiled or "") for one in stats)
 
 
 class InForwardMode(nn.Module):

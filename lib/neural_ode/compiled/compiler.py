@@ -42,7 +42,12 @@ _numbers = itertools.count()
 
 
 def call(
-    function: Callable[..., Any], depends: tuple[Any, ...], like: Tensor, *args: Any, fuse_products: bool = False
+    function: Callable[..., Any],
+    depends: tuple[Any, ...],
+    like: Tensor,
+    *args: Any,
+    fuse_products: bool = False,
+    fuse_stacks: bool = False,
 ) -> Any:
     """Run a function compiled.
 
@@ -55,6 +60,8 @@ def call(
         like: a tensor whose dtype, device and shape behind the first dimension matter.
         args: of the function.
         fuse_products: whether products with matrices of few columns are to become part of the kernels around them.
+        fuse_stacks: the same of stacked and concatenated tensors. Every entry is then computed as often as there
+            are parts, which for a few numbers is less than what a part costs as a tensor of its own.
 
     Raises:
         CannotCompile: it failed.
@@ -63,7 +70,8 @@ def call(
     if key not in graphs:
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
         copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
-        graphs[key] = torch.compile(copy, fullgraph=True, backend=functools.partial(_inductor, fuse_products))
+        backend = functools.partial(_inductor, fuse_products, fuse_stacks)
+        graphs[key] = torch.compile(copy, fullgraph=True, backend=backend)
     graph = graphs[key]
     if isinstance(graph, str):
         raise CannotCompile(graph)
@@ -100,7 +108,7 @@ def compiled_so_far() -> int:
     return _compiled
 
 
-def _inductor(fuse_products: bool, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+def _inductor(fuse_products: bool, fuse_stacks: bool, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """The default backend of `torch.compile`, set up for graphs of many small operations."""
     global _compiled
     _compiled += 1
@@ -115,6 +123,7 @@ def _inductor(fuse_products: bool, graph: torch.fx.GraphModule, inputs: list[Any
         "cpp.min_chunk_size": 8192,
         # Fused multiplication and addition, which rounds once instead of twice.
         "cpp.enable_floating_point_contract_flag": "fast",
+        "force_pointwise_cat": on_cpu and fuse_stacks,
     }
     own = {torch.ops.aten.tanh.default: tanh, torch.ops.aten.expm1.default: expm1}
     decompositions: dict[Any, Any] = {**select_decomp_table(), **own}

@@ -71,8 +71,9 @@ def _run(plan: Plan, y: Tensor, keep: bool) -> tuple[Tensor, Solved]:
         span = torch.from_numpy(np.stack([now, h, end])).to(y.device)
         depends = key._replace(variant=(*key.variant, carry is None))
         functions = (plan.dynamics, method, norm, capacity)
+        inputs = (y, carry, span, control, rtol, atol)
         status, y, carry, log, states, slopes = call(
-            run_until, depends, y, *functions, y, carry, span, control, rtol, atol, fuse_products=True
+            run_until, depends, y, *functions, *inputs, fuse_products=True, fuse_stacks=plan.small
         )
         numbers = status.cpu().numpy()
         now, h, accepted, tried = numbers[:-2].reshape(4, *now.shape)

@@ -59,10 +59,15 @@ class Plan:
         return -1.0 if (self.times[..., -1] < self.times[..., 0]).any() else 1.0
 
     @property
+    def small(self) -> bool:
+        """Whether what surrounds arithmetic takes most of the time."""
+        return self.entries <= 2**8
+
+    @property
     def capacity(self) -> int:
         """How many steps are recorded before the loop comes back to Python: more of small systems, where that takes
         longer than many steps."""
-        if self.entries <= 2**8:
+        if self.small:
             return 512
         return 64 if self.entries <= 2**14 else 16
 

@@ -7,15 +7,16 @@ compile nothing. What cannot be compiled runs as it is.
 
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from neural_ode.compiled.cache import CACHE, SolveKey, describe, graph_key
+from neural_ode.compiled.plan import LARGE
 from neural_ode.errors import NeuralODEWarning
 from neural_ode.methods import ExplicitRungeKutta, Step
 from neural_ode.methods.base import Carry
@@ -77,8 +78,11 @@ class CompiledRungeKutta(ExplicitRungeKutta):
 
     def step(self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, carry: Carry) -> Step:
         """The compiled step where there is one; see `Method.step`."""
-        variant = (y.dim(), torch.is_grad_enabled())
-        key = graph_key(_step, SolveKey(describe(f, {}), method=self.plain, variant=variant), y)
+        variant, modules = (y.dim(), torch.is_grad_enabled()), dict[int, nn.Module]()
+        key = graph_key(_step, SolveKey(describe(f, modules), method=self.plain, variant=variant), y)
+        if y.device.type == "cpu" and y.numel() > LARGE and _normalises(modules.values()):
+            reason = "f normalises a large state, which takes longer compiled"
+            return self._given_up(reason, f, t, y, h, carry)
         # Without gradients to record, a GPU replays the step as one CUDA graph.
         replayed = y.device.type == "cuda" and not torch.is_grad_enabled()
         if key not in CACHE.graphs:
@@ -118,6 +122,14 @@ def _fresh(device: str, replayed: bool) -> Callable[..., Step]:
     options: dict[str, Any] = {"cpp_wrapper": device == "cpu", "triton.cudagraphs": replayed}
     compiled: Callable[..., Step] = torch.compile(own, fullgraph=True, options=options)
     return compiled
+
+
+_NORMALISATIONS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
+"""What PyTorch has kernels for on a CPU that are faster than what its compiler makes of their formulas."""
+
+
+def _normalises(modules: Iterable[nn.Module]) -> bool:
+    return any(isinstance(part, _NORMALISATIONS) for module in modules for part in module.modules())
 
 
 def _name(f: Any) -> str:

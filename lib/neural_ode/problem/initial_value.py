@@ -1,5 +1,6 @@
 """What is to be solved and differentiated."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -67,13 +68,21 @@ def output_times(t: Tensor | Iterable[float], with_event: bool, batch: Tensor | 
         raise InvalidArgumentError(f"t must have one dimension, got shape {tuple(t.shape)}")
     if t.shape[-1] == 0:
         raise InvalidArgumentError("t must hold at least one time, got none")
-    values = t.detach().to("cpu", torch.float64)
+    times = t.to("cpu", torch.float64)
+    _check_order(times.detach(), t, with_event)
+    return times
+
+
+def _check_order(values: Tensor, given: Tensor, with_event: bool) -> None:
+    differences = values.diff()
+    if differences.numel():
+        least, most = (x.item() for x in differences.aminmax())
+        if 0 < least <= most < math.inf or -math.inf < least <= most < 0:
+            return
     finite = torch.isfinite(values)
     if with_event:
         finite[-1] |= torch.isinf(values[-1])
     if not finite.all():
-        raise InvalidArgumentError(f"t must be finite, got {t.tolist()}")
-    differences = values.diff()
+        raise InvalidArgumentError(f"t must be finite, got {given.tolist()}")
     if not ((differences > 0).all() or (differences < 0).all()):
-        raise InvalidArgumentError(f"t must be strictly increasing or strictly decreasing, got {t.tolist()}")
-    return t.to("cpu", torch.float64)
+        raise InvalidArgumentError(f"t must be strictly increasing or strictly decreasing, got {given.tolist()}")
