@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["DEVICE", "PretendDeviceError", "pretend_device", "to_cpu", "to_device"]
+__all__ = ["DEVICE", "PretendDeviceError", "pretend_device", "to_cpu", "to_device", "waits"]
 
 DEVICE = torch.device("meta")
 """A name for it that PyTorch knows; autograd treats it as it treats the CPU, which it does not do with "cuda"."""
@@ -65,10 +65,26 @@ class _Makes(TorchDispatchMode):
         return _run(op, args, dict(kwargs or {}))
 
 
+_SIZES_FROM_VALUES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+_waited = 0
+
+
+def waits() -> int:
+    """How often values have come from the device or gone there so far: a program waits for a GPU each time."""
+    return _waited
+
+
+def _by_mask(name: str, args: Sequence[Any]) -> bool:
+    """How many entries a mask chooses is known when it has been computed."""
+    indices = args[1] if name.startswith("aten::index") and isinstance(args[1], list | tuple) else ()
+    return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in indices)
+
+
 _MOVES = ("aten::_to_copy", "aten::copy_", "aten::set_", "aten::_pin_memory")
 
 
 def _run(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    global _waited
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     here = [x for x in tensors if not isinstance(x, Elsewhere)]
     there = [x for x in tensors if isinstance(x, Elsewhere)]
@@ -84,10 +100,13 @@ def _run(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         raise PretendDeviceError(f"{name} of tensors of two devices, shapes {[tuple(x.shape) for x in tensors]}")
     asked = kwargs.get("device")
     wanted = bool(there) if asked is None else torch.device(asked) == DEVICE
-    if asked is not None:
-        kwargs["device"] = torch.device("cpu")
     if name == "aten::copy_":
         wanted = isinstance(args[0], Elsewhere)
+    # Memory that is not pinned is copied while both sides wait.
+    moved = name in _MOVES and any(isinstance(x, Elsewhere) != wanted for x in tensors)
+    _waited += moved or (bool(there) and (name in _SIZES_FROM_VALUES or _by_mask(name, args)))
+    if asked is not None:
+        kwargs["device"] = torch.device("cpu")
     if name == "aten::_local_scalar_dense":
         wanted = False
     inner_args, inner_kwargs = tree_map(to_cpu, (tuple(args), kwargs))
@@ -151,6 +170,8 @@ def _built(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(data, device=device, **given)
         if isinstance(data, Tensor):
             return data.to(DEVICE, given.get("dtype"))
+        global _waited
+        _waited += 1
         return Elsewhere(function(data, **given))
 
     return build

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neural_ode import solve
 from neural_ode.nn import ContinuousFlow
-from pretend_device import DEVICE, Elsewhere, PretendDeviceError, pretend_device, to_cpu, to_device
+from pretend_device import DEVICE, Elsewhere, PretendDeviceError, pretend_device, to_cpu, to_device, waits
 from reproduction.data.events import draw_events
 from reproduction.data.oscillators import draw_oscillators
 from reproduction.data.spirals import draw_spirals
@@ -109,6 +109,30 @@ def test_steps_of_their_own_and_events() -> None:
         found = [solve(fall, there, (0.0, 1.0), batched=True).y, solve(fall, there, (0.0, 2.0), event=crossing).y]
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(to_cpu(x), y)
+
+
+@pytest.mark.parametrize(
+    ("how", "for_a_step"),
+    [
+        ({"method": "dopri5"}, 1),
+        ({"method": "tsit5"}, 1),
+        ({"method": "dopri8"}, 1),
+        ({"method": "bosh3"}, 1),
+        ({"batched": True}, 6),  # times, lengths and errors of the rows
+        ({"method": "rk4", "step_size": 0.05}, 1),
+        ({"method": "adams"}, 6),  # coefficients, and the errors of three orders
+    ],
+)
+def test_waiting_for_the_device(how: dict[str, Any], for_a_step: int) -> None:
+    """Once a step, for its error; besides that once for an output, and some times a solve."""
+    with pretend_device():
+        start, before = to_device(torch.linspace(1, 2, 6).double().reshape(3, 2)), waits()
+        solution = solve(lambda t, y: -y * y, start, torch.linspace(0, 5, 11), rtol=1e-9, atol=1e-9, **how)
+        waited = waits() - before
+    stats = solution.stats.per_sample or solution.stats
+    steps = int(torch.as_tensor(stats.accepted + stats.rejected).max())  # rows step together
+    assert steps >= 15
+    assert 0 < waited <= for_a_step * steps + 25
 
 
 def flow_planar() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:

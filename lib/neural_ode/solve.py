@@ -76,7 +76,8 @@ def solve(
             estimate do not use them.
         batched: give every row of `y0` its own steps, error control and statistics. `f` then gets times of shape
             (batch,). For explicit methods with error control; not with `reversible` and `interpolating`.
-        compile: compile the steps with `torch.compile`. What cannot be compiled runs as it is, with one warning.
+        compile: compile the solve, or else its steps, with `torch.compile`. What cannot be compiled runs as it is,
+            with one warning. `Solution.stats` says which it was.
 
     **Control of the steps**
 

@@ -80,8 +80,8 @@ class CompiledRungeKutta(ExplicitRungeKutta):
         """The compiled step where there is one; see `Method.step`."""
         variant, modules = (y.dim(), torch.is_grad_enabled()), dict[int, nn.Module]()
         key = graph_key(_step, SolveKey(describe(f, modules), method=self.plain, variant=variant), y)
-        if y.device.type == "cpu" and y.numel() > LARGE and _normalises(modules.values()):
-            reason = "f normalises a large state, which takes longer compiled"
+        if y.device.type == "cpu" and y.numel() > LARGE and _normalises_groups(modules.values()):
+            reason = "f has group norms and a large state, which take longer compiled"
             return self._given_up(reason, f, t, y, h, carry)
         # Without gradients to record, a GPU replays the step as one CUDA graph.
         replayed = y.device.type == "cuda" and not torch.is_grad_enabled()
@@ -124,12 +124,9 @@ def _fresh(device: str, replayed: bool) -> Callable[..., Step]:
     return compiled
 
 
-_NORMALISATIONS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
-"""What PyTorch has kernels for on a CPU that are faster than what its compiler makes of their formulas."""
-
-
-def _normalises(modules: Iterable[nn.Module]) -> bool:
-    return any(isinstance(part, _NORMALISATIONS) for module in modules for part in module.modules())
+def _normalises_groups(modules: Iterable[nn.Module]) -> bool:
+    """PyTorch's kernels for that are faster, eight times backwards, than what its compiler makes of the formula."""
+    return any(isinstance(part, nn.GroupNorm) for module in modules for part in module.modules())
 
 
 def _name(f: Any) -> str:

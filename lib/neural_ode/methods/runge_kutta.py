@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from neural_ode.methods.base import Carry, Method, Step
 from neural_ode.methods.tableaus.butcher import ButcherTableau
@@ -30,7 +31,7 @@ class ExplicitRungeKutta(Method):
         self._a = [_terms(row) for row in tableau.a]
         self._b = _terms(tableau.b)
         self._c = _floats(tableau.c)
-        self._nodes = torch.tensor(self._c, dtype=torch.float64)
+        self._nodes: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._b_error = None if tableau.b_error is None else _terms(tableau.b_error)
         self.largest_weight = max(1.0, *(abs(w) for row in (*self._a, self._b) for _, w in row))
         self._dense = (
@@ -72,7 +73,7 @@ class ExplicitRungeKutta(Method):
         self, f: Dynamics, t: Tensor, y: Tensor, h: Tensor | float, slope: Tensor | None, count: int
     ) -> tuple[list[Tensor], Tensor]:
         """The slopes of the first `count` stages, and the state of the last of them."""
-        c = self._nodes if self._fits(t) else torch.tensor(self._c, dtype=t.dtype, device=t.device)
+        c = self._nodes_like(t)
         times = t + c * h if t.dim() == 0 else t + c[:, None] * torch.as_tensor(h).reshape(-1)
         nodes = times.to(real_dtype(y)).unbind()  # as the dynamics see them, all at once
         stages, state = [f(t, y) if slope is None else slope], y
@@ -81,9 +82,19 @@ class ExplicitRungeKutta(Method):
             stages.append(f(node, state))
         return stages, state
 
-    def _fits(self, t: Tensor) -> bool:
-        """Whether the nodes need not be made anew; in a graph they are a constant."""
-        return t.dtype == torch.float64 and t.device.type == "cpu" and not torch.compiler.is_compiling()
+    def _nodes_like(self, t: Tensor) -> Tensor:
+        """The nodes where `t` is. They are kept: to bring them to a GPU is to wait for it. In a graph they are a
+        constant."""
+        if torch.compiler.is_compiling():
+            return torch.tensor(self._c, dtype=t.dtype, device=t.device)
+        where = t.dtype, t.device
+        if where not in self._nodes:
+            with torch.inference_mode(False):  # others may want gradients
+                made = torch.tensor(self._c, dtype=t.dtype, device=t.device)
+            if isinstance(made, FakeTensor):  # of a mode that ends
+                return made
+            self._nodes[where] = made
+        return self._nodes[where]
 
     def _error(self, h: Tensor | float, stages: list[Tensor]) -> Tensor:
         assert self._b_error is not None

@@ -33,7 +33,8 @@ class Clock:
         """The time as a tensor: shape (), float64 as times are counted; the dynamics see it in their own dtype."""
         if self.moving:
             return (self.t[0] + (time - self.times[0])).to(self.device)
-        return torch.tensor(time, dtype=torch.float64, device=self.device)
+        # Filled, not copied: a copy to a GPU waits for all that it has to do.
+        return torch.full((), time, dtype=torch.float64, device=self.device)
 
     def due(self, first: int, time: float) -> int:
         """Index after the last output time that is not later than `time`, starting from `first`."""
