@@ -5,7 +5,8 @@
 # make lab       JupyterLab; its options: make lab LAB="--no-browser"
 # make notebooks store fresh outputs in notebooks/
 # make site      the executed notebooks and the reference of the library as pages to read offline: build/site
-# make benchmarks  speed beside the peers, ten to twenty minutes on a quiet machine: benchmarks/results.json
+# make benchmarks  speed beside the peers, half an hour on a quiet machine: benchmarks/results.json
+# make gpu-check what only a machine with a GPU can show, in at most eight minutes: benchmarks/gpu.json, gpu.md
 # make lock      new requirements.lock.txt from the ranges in pyproject.toml
 # make clean     remove everything that a command has made, .venv and scratch/ included, but not figures/paper and results/paper
 #
@@ -32,7 +33,7 @@ WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); ec
 PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --sanitize-with $(CURDIR)/notebooks/nbval.cfg
 
-.PHONY: figures test paper lab notebooks site benchmarks lock clean
+.PHONY: figures test paper lab notebooks site benchmarks gpu-check lock clean
 
 figures: $(VENV)/notebooks.stamp
 	$(DVC_WITHOUT_GIT)
@@ -64,6 +65,9 @@ site: $(VENV)/site.stamp
 
 benchmarks: $(VENV)/dev.stamp
 	python -m benchmarks
+
+gpu-check: $(VENV)/dev.stamp
+	python -m benchmarks.gpu_check
 
 lock:
 	rm -rf .lock-venv

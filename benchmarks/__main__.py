@@ -1,10 +1,11 @@
-"""`python -m benchmarks`: measure, and write the results and the figure."""
+"""`python -m benchmarks`: measure, and write the results and the figures."""
 
 import argparse
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -16,7 +17,9 @@ def main() -> None:
         description="Speed side by side with other libraries. Needs the extras 'peers' and 'notebooks' and a quiet "
         "machine. What is measured again replaces what was stored.",
     )
-    parser.add_argument("--only", action="append", metavar="NAME", help="a case or a problem; may be repeated")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="a case, a problem or an axis; may be repeated"
+    )
     parser.add_argument("--quick", action="store_true", help="small problems, few rounds: shows that it works")
     parser.add_argument("--threads", type=int, default=1, help="for every library; 1 by default")
     parser.add_argument("--output", type=Path, help="folder for the results; with --quick scratch/benchmarks")
@@ -35,13 +38,14 @@ def main() -> None:
 
     from benchmarks.cases import CASES, case_rows
     from benchmarks.problems import PROBLEMS
-    from benchmarks.report import draw_precision, load, machine, merge, save, save_png, update_readmes
+    from benchmarks.report import draw_precision, draw_scaling, load, machine, merge, save, save_png, update_readmes
+    from benchmarks.scaling import AXES, scaling_rows
     from benchmarks.work_precision import precision_rows
     from reproduction.figures.theme import use_theme
 
     jax.config.update("jax_enable_x64", True)
     torch.set_num_threads(arguments.threads)
-    known = [*CASES, *(f"precision-{name}" for name in PROBLEMS)]
+    known = [*CASES, *(f"precision-{name}" for name in PROBLEMS), *(f"scaling-{name}" for name in AXES)]
     chosen = arguments.only or known
     unknown = set(chosen) - set(known)
     if unknown:
@@ -52,12 +56,15 @@ def main() -> None:
     stored = load(path) if path.exists() else None
     for name in chosen:
         start = time.perf_counter()
-        results = {"machine": machine(), "quick": arguments.quick, "rows": [], "goals": [], "work_precision": []}
+        results: dict[str, Any] = {"machine": machine(), "quick": arguments.quick}
+        results |= {"rows": [], "goals": [], "work_precision": [], "scaling": []}
+        kind, _, subject = name.partition("-")
         if name in CASES:
             results["rows"], results["goals"] = case_rows(name, arguments.threads, arguments.quick)
+        elif kind == "scaling":
+            results["scaling"] = scaling_rows(subject, arguments.threads, arguments.quick)
         else:
-            problem = name.removeprefix("precision-")
-            results["work_precision"] = precision_rows(problem, arguments.threads, arguments.quick)
+            results["work_precision"] = precision_rows(subject, arguments.threads, arguments.quick)
         stored = merge(stored, results)
         save(path, stored)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
@@ -70,6 +77,10 @@ def main() -> None:
         use_theme()
         threads = min(row["threads"] for row in stored["work_precision"])
         save_png(draw_precision(stored, threads), output / "results.png")
+    if stored["scaling"]:
+        use_theme()
+        threads = min(row["threads"] for row in stored["scaling"])
+        save_png(draw_scaling(stored, threads), output / "scaling.png")
     if output == _FOLDER:
         update_readmes(_FOLDER.parent, stored)
 

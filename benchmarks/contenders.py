@@ -11,15 +11,12 @@ from torch import Tensor, nn
 
 from benchmarks.problems import Problem
 from benchmarks.timing import Contender, Run, Unavailable
-from neural_ode import NeuralODEWarning, solve
+from neural_ode import NeuralODEWarning, Statistics, solve
 
 __all__ = ["compiled_dynamics", "diffrax", "gradients_alone", "ours", "scipy", "torchdiffeq", "torchode"]
 
 GradientName = Literal["direct", "backsolve", "recursive_checkpoint"]
 Outcome = tuple[Any, int | None]
-
-_compiles = False
-"""Whether `compile=True` has been seen to make a graph."""
 
 
 def ours(
@@ -35,31 +32,31 @@ def ours(
     how: dict[str, Any] = {"method": method, "rtol": tolerance, "atol": tolerance}
     how |= {"compile": compile, "batched": batched}
 
-    def run() -> Outcome:
+    def solved() -> tuple[Any, Statistics]:
         if gradient is None:
             with torch.no_grad():
                 solution = solve(problem.f, problem.y0, problem.t, **how)
-            return solution.y, solution.stats.nfe
+            return solution.y, solution.stats
         y0 = _leaf(problem)
         solution = solve(problem.f, y0, problem.t, gradient=gradient, **how)
-        values = _gradients(problem, y0, solution.y)
-        backward = solution.stats.backward
-        return values, solution.stats.nfe + (0 if backward is None else backward.nfe)
+        return _gradients(problem, y0, solution.y), solution.stats
+
+    def run() -> Outcome:
+        values, stats = solved()
+        return values, stats.nfe + (0 if stats.backward is None else stats.backward.nfe)
 
     def prepare() -> Run:
-        global _compiles
         if compile:
             # A solve that runs as it is would be a row with a wrong name.
-            before = _graphs()
             with warnings.catch_warnings():
                 warnings.simplefilter("error", NeuralODEWarning)
                 try:
-                    run()
+                    _, stats = solved()
                 except NeuralODEWarning as warning:
                     raise Unavailable(f"{warning}") from None
-            _compiles = _compiles or _graphs() > before
-            if not _compiles:
-                raise Unavailable("compile=True has compiled nothing")
+            for one in (stats, stats.backward):
+                if one is not None and one.compiled is None:
+                    raise Unavailable(f"compile=True runs it as it is: {one.not_compiled}")
         return run
 
     return Contender(name, prepare, compiles=compile)
@@ -138,8 +135,17 @@ def gradients_alone(problem: Problem, evaluations: Callable[[], int]) -> Contend
 _DIFFRAX = {"dopri5": "Dopri5", "tsit5": "Tsit5", "dopri8": "Dopri8", "bosh3": "Bosh3"}
 
 
-def diffrax(problem: Problem, method: str, gradient: GradientName | None = None) -> Callable[[float], Contender]:
-    """diffrax under `jax.jit`, as a function of the tolerance, for which nothing is compiled again."""
+def diffrax(
+    problem: Problem,
+    method: str,
+    gradient: GradientName | None = None,
+    name: str = "diffrax",
+    batched: bool = False,
+) -> Callable[[float], Contender]:
+    """diffrax under `jax.jit`, as a function of the tolerance, for which nothing is compiled again.
+
+    Its way to give every sample steps of its own (`batched`) is `jax.vmap` of a solve.
+    """
     adjoint = {"direct": "RecursiveCheckpointAdjoint", "backsolve": "BacksolveAdjoint"}
 
     @functools.cache
@@ -152,6 +158,8 @@ def diffrax(problem: Problem, method: str, gradient: GradientName | None = None)
         solver = getattr(dfx, _DIFFRAX[method])()
         tableau = solver.tableau
         stages = tableau.num_stages - int(tableau.fsal)
+        # Where nothing lies between the ends, nothing has to be looked for in every step.
+        saved = dfx.SaveAt(ts=_jax(problem.t)) if len(problem.t) > 2 else dfx.SaveAt(t0=True, t1=True)
         term = dfx.ODETerm(functools.partial(problem.formula, jnp))
         ts = _jax(problem.t)
         params = [_jax(p) for p in problem.f.parameters()]
@@ -170,18 +178,23 @@ def diffrax(problem: Problem, method: str, gradient: GradientName | None = None)
                 None,
                 y0,
                 args=params,
-                saveat=dfx.SaveAt(ts=ts),
+                saveat=saved,
                 stepsize_controller=dfx.PIDController(rtol=tolerance, atol=tolerance),
                 **how,
             )
             # Two more for the first step and its length.
             return found.ys, found.stats["num_steps"] * stages + 2
 
+        def each(y0: Any, params: Any, tolerance: Any) -> Any:
+            one = functools.partial(forward, params=params, tolerance=tolerance)
+            ys, nfe = jax.vmap(one)(y0)
+            return jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), ys), nfe.max()
+
         def loss(inputs: Any, tolerance: Any) -> Any:
             ys, _ = forward(*inputs, tolerance)
             return sum((part[-1] ** 2).mean() for part in jax.tree.leaves(ys))
 
-        solve_jit = jax.jit(forward)
+        solve_jit = jax.jit(each if batched else forward)
         gradient_jit = jax.jit(jax.grad(loss))
 
         def call(tolerance: float) -> Outcome:
@@ -198,7 +211,7 @@ def diffrax(problem: Problem, method: str, gradient: GradientName | None = None)
             call = build()
             return lambda: call(tolerance)
 
-        return Contender("diffrax", prepare, compiles=True)
+        return Contender(name, prepare, compiles=True)
 
     return at
 
@@ -209,8 +222,9 @@ def torchode(
     tolerance: float,
     mode: Literal["eager", "script", "compile"],
     name: str = "torchode",
+    gradient: Literal["direct"] | None = None,
 ) -> Contender:
-    """torchode: every sample has its own steps, gradients by `AutoDiffAdjoint`.
+    """torchode: every sample has its own steps, gradients by `AutoDiffAdjoint`, through the steps.
 
     Its README compiles the solver and then calls a method of the module inside, which runs as it is; what is
     compiled here is that method.
@@ -222,6 +236,7 @@ def torchode(
 
         assert isinstance(problem.y0, Tensor)
         y0 = problem.y0 if problem.y0.dim() == 2 else problem.y0[None]
+        shape = (len(problem.t), *problem.y0.shape)
         term = to.ODETerm(problem.f)
         step_method = {"dopri5": to.Dopri5, "tsit5": to.Tsit5}[method](term=term)
         controller = to.IntegralController(atol=tolerance, rtol=tolerance, term=term)
@@ -231,21 +246,28 @@ def torchode(
                 warnings.simplefilter("ignore")  # PyTorch has deprecated TorchScript
                 solver = torch.jit.script(solver)
         call = torch.compile(solver.solve) if mode == "compile" else solver.solve
-        initial = to.InitialValueProblem(y0=y0, t_eval=problem.t.expand(len(y0), -1))
-        shape = (len(problem.t), *problem.y0.shape)
+        times = problem.t.expand(len(y0), -1)
+        ends_only = len(problem.t) == 2  # its loop is faster without times to look for
+        given = {"t_start": times[:, 0], "t_end": times[:, 1]} if ends_only else {"t_eval": times}
 
         def run() -> Outcome:
-            with torch.no_grad():
-                solution = call(initial)
-            return solution.ys.transpose(0, 1).reshape(shape), int(solution.stats["n_f_evals"].amax())
+            start = y0 if gradient is None else _leaf(problem)
+            with torch.set_grad_enabled(gradient is not None):
+                solution = call(to.InitialValueProblem(y0=start, **given))
+                y = solution.ys.transpose(0, 1)
+                y = (torch.cat([start[None], y]) if ends_only else y).reshape(shape)
+            values = y if gradient is None else _gradients(problem, start, y)
+            return values, int(solution.stats["n_f_evals"].amax())
 
         return run
 
     return Contender(name, prepare, compiles=mode == "compile")
 
 
-def scipy(problem: Problem, method: str, tolerance: float) -> Contender:
-    """`scipy.integrate.solve_ivp`."""
+def scipy(
+    problem: Problem, method: str, tolerance: float, name: str = "SciPy", **further: Callable[[], Any]
+) -> Contender:
+    """`scipy.integrate.solve_ivp`, with what further arguments of it return."""
 
     def prepare() -> Run:
         _require("scipy")
@@ -254,13 +276,14 @@ def scipy(problem: Problem, method: str, tolerance: float) -> Contender:
         assert isinstance(problem.y0, Tensor)
         y0, times = problem.y0.numpy(), problem.t.numpy()
         params = [p.detach().numpy() for p in problem.f.parameters()]
+        given = {argument: make() for argument, make in further.items()}
 
         def f(t: float, y: Any) -> Any:
             return problem.formula(np, t, y.reshape(y0.shape), params).ravel()
 
         def run() -> Outcome:
             found = solve_ivp(
-                f, (times[0], times[-1]), y0.ravel(), method, t_eval=times, rtol=tolerance, atol=tolerance
+                f, (times[0], times[-1]), y0.ravel(), method, t_eval=times, rtol=tolerance, atol=tolerance, **given
             )
             if not found.success:
                 raise RuntimeError(found.message)
@@ -268,7 +291,7 @@ def scipy(problem: Problem, method: str, tolerance: float) -> Contender:
 
         return run
 
-    return Contender("SciPy", prepare)
+    return Contender(name, prepare)
 
 
 def _leaf(problem: Problem) -> Any:
@@ -296,13 +319,7 @@ class _Counting(nn.Module):
 def _jax(x: Tensor) -> Any:
     from jax import numpy as jnp
 
-    return jnp.asarray(x.detach().numpy())
-
-
-def _graphs() -> int:
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
+    return jnp.asarray(x.detach().cpu().numpy())
 
 
 def _require(package: str) -> None:

@@ -21,11 +21,14 @@ from PIL import Image
 
 from benchmarks.cases import CASES
 from benchmarks.problems import PROBLEMS
+from benchmarks.scaling import AXES, slopes
 from reproduction.files import read_json, replace_between, replacing, write_atomically
 
 __all__ = [
     "case_table",
     "draw_precision",
+    "draw_scaling",
+    "duration",
     "goal_table",
     "goals_text",
     "load",
@@ -34,11 +37,13 @@ __all__ = [
     "ratios_table",
     "save",
     "save_png",
+    "slopes_table",
+    "times",
     "update_readmes",
 ]
 
 _PACKAGES = ("neural-ode", "torch", "torchdiffeq", "torchode", "jax", "jaxlib", "diffrax", "scipy", "numpy")
-_KEYS = {"rows": "case", "goals": "case", "work_precision": "problem"}
+_KEYS = {"rows": "case", "goals": "case", "work_precision": "problem", "scaling": "axis"}
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 _LIBRARIES = {
@@ -129,7 +134,7 @@ def merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     for key, by in _KEYS.items():
         again = {(row[by], row["threads"]) for row in new[key]}
         kept = [row for row in old[key] if (row[by], row["threads"]) not in again]
-        order = [*CASES, *PROBLEMS]
+        order = [*CASES, *PROBLEMS, *AXES]
         merged[key] = sorted(kept + new[key], key=lambda row: (row["threads"], order.index(row[by])))
     return merged
 
@@ -178,8 +183,9 @@ _COLUMNS = {
     "neural_ode": ("neural_ode", "neural_ode, per sample"),
     "compiled": ("neural_ode, compiled", "neural_ode, per sample, compiled"),
     "recursive_checkpoint, compiled": ("recursive_checkpoint, compiled",),
-    "diffrax": ("diffrax",),
+    "diffrax": ("diffrax", "diffrax, per sample"),
     "torchode": ("torchode, compiled", "torchode, TorchScript", "torchode"),
+    "SciPy": ("SciPy",),
 }
 """Columns of the table and the contenders that they stand for: the second of two where steps for each
 sample are the subject, and of three the fastest."""
@@ -188,7 +194,7 @@ _MARKS = ("<!-- made by python -m benchmarks -->\n", "<!-- end -->")
 
 
 _FRONT = {
-    "forward": "network of 50 units, 50 outputs",
+    "forward": "network of 50 hidden units, 50 output times",
     "gradient-backsolve": "its gradients, adjoint method",
     "cnf": "continuous flow, adjoint method",
     "per-sample": "Van der Pol, steps for each sample",
@@ -213,7 +219,9 @@ def ratios_table(
         columns: names in `_COLUMNS`.
     """
     lines = [
-        "| work, {} thread{} | torchdiffeq | {} |".format(threads, "s" * (threads > 1), " | ".join(columns)),
+        "| work, {} thread{}; × times as fast | torchdiffeq | {} |".format(
+            threads, "s" * (threads > 1), " | ".join(columns)
+        ),
         "|---" * (2 + len(columns)) + "|",
     ]
     for name, title in (cases or {name: case.title for name, case in CASES.items()}).items():
@@ -221,13 +229,24 @@ def ratios_table(
         rows = {row["contender"]: row for row in _select(results["rows"], threads, case=name) if "ratio" in row}
         if case.baseline != "torchdiffeq" or case.baseline not in rows:
             continue
-        cells = [f"{1e3 * rows[case.baseline]['median']:.3g} ms"]
+        cells = [duration(rows[case.baseline]["median"])]
         for names in (_COLUMNS[column] for column in columns):
-            entered = [rows[one]["ratio"][0] for one in names if one in rows]
-            special = name.startswith("per-sample") and len(names) == 2 and len(entered) == 2
-            cells.append(f"{entered[1] if special else max(entered):.2g}×" if entered else "–")
+            # Steps of their own for the samples are another thing than joint ones, however fast these are.
+            own = names[-1:] if name.startswith("per-sample") and len(names) == 2 else names
+            entered = [rows[one]["ratio"][0] for one in own if one in rows]
+            cells.append(times(max(entered)) if entered else "–")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """In milliseconds below a second; three digits."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def times(ratio: float) -> str:
+    """How many times as fast, with two digits or more."""
+    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.2g}×"
 
 
 def goals_text(results: dict[str, Any], threads: int = 1) -> str:
@@ -241,9 +260,30 @@ def goals_text(results: dict[str, Any], threads: int = 1) -> str:
     return "\n".join(lines) + "\n"
 
 
+def slopes_table(results: dict[str, Any], threads: int = 1) -> str:
+    """How the time of a solve grows with its work along each axis, in Markdown: the exponent of a power law."""
+    rows = _select(results["scaling"], threads)
+    found = slopes(rows)
+    libraries = list(dict.fromkeys(row["library"] for row in rows))
+    lines = [f"| slope of log time over log work | {' | '.join(libraries)} |", "|---" * (1 + len(libraries)) + "|"]
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        cells = [f"{found[axis, name]:.2f}" if (axis, name) in found else "–" for name in libraries]
+        *_, low, _, high = AXES[axis]
+        lines.append(f"| {_AXIS_TITLES[axis]}, {low} to {high} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+_AXIS_TITLES = {
+    "batch": "states in a batch",
+    "width": "units in a layer",
+    "dimension": "numbers in a state",
+    "length": "length of the interval",
+}
+
+
 def update_readmes(root: Path, results: dict[str, Any]) -> None:
     """Put the tables between their marks: all in benchmarks/README.md, a few rows in that of the project."""
-    whole = f"{ratios_table(results)}\n{goals_text(results)}"
+    whole = f"{ratios_table(results)}\n{goals_text(results)}\n{slopes_table(results)}"
     replace_between(root / "benchmarks" / "README.md", *_MARKS, whole)
     replace_between(root / "README.md", *_MARKS, ratios_table(results, cases=_FRONT, columns=_FRONT_COLUMNS))
 
@@ -279,6 +319,24 @@ def draw_precision(results: dict[str, Any], threads: int) -> Figure:
         ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=7)
+    return figure
+
+
+def draw_scaling(results: dict[str, Any], threads: int) -> Figure:
+    """Seconds against size, a panel for each axis."""
+    rows = [row for row in _select(results["scaling"], threads) if "seconds" in row]
+    axes = list(dict.fromkeys(row["axis"] for row in rows))
+    figure, panels = plt.subplots(1, len(axes), figsize=(3.3 * len(axes), 3.8), sharey=True, squeeze=False)
+    for panel, axis in zip(panels[0], axes, strict=True):
+        frame = pd.DataFrame([row for row in rows if row["axis"] == axis])
+        for library, curve in frame.groupby("library", sort=False):
+            color, style = _LIBRARIES[library]
+            panel.plot(curve["size"], curve["seconds"], color=color, ls=style, marker="o", ms=4, label=library)
+        panel.set(xscale="log", yscale="log", xlabel=_AXIS_TITLES[axis])
+        panel.set_xticks(AXES[axis], [f"{size}" for size in AXES[axis]])
+        panel.minorticks_off()
+    panels[0, 0].set_ylabel("seconds")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -67,8 +67,31 @@ class Interval(NamedTuple):
     high: float
 
 
+def _wall_clock(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+class _FirstCall:
+    """Preparation and first call of a contender, as one call."""
+
+    run: Run
+    outcome: tuple[Any, int | None]
+
+    def __init__(self, contender: Contender):
+        self.contender = contender
+
+    def __call__(self) -> None:
+        self.run = self.contender.prepare()
+        self.outcome = self.run()
+
+
 def measure(
-    contenders: Sequence[Contender], budget: float, rounds: tuple[int, int]
+    contenders: Sequence[Contender],
+    budget: float,
+    rounds: tuple[int, int],
+    clock: Callable[[Callable[[], object]], float] = _wall_clock,
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Time contenders against each other.
 
@@ -76,6 +99,7 @@ def measure(
         contenders: in the order of the table.
         budget: seconds that all rounds together may take.
         rounds: fewest and most rounds, whatever the budget says.
+        clock: the seconds that a call takes.
 
     Returns:
         What was measured and, for contenders that could not take part, why.
@@ -85,29 +109,32 @@ def measure(
     skipped: dict[str, str] = {}
     once = 0.0
     for contender in contenders:
-        start = time.perf_counter()
+        first = _FirstCall(contender)
         try:
-            run = contender.prepare()
-            values, nfe = run()
-            first_call = time.perf_counter() - start
+            first_call = clock(first)
+            run, (values, nfe) = first.run, first.outcome
             nfe = nfe if contender.count is None else contender.count()
-            start = time.perf_counter()
-            run()  # compilers may work on a second call too
+            second_call = clock(run)  # compilers may work on a second call too
         except Exception as error:  # one that fails must not end the run of the others
             reason = f"{error}" if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
             skipped[contender.name] = reason.splitlines()[0][:200]
             continue
-        once += time.perf_counter() - start
+        once += second_call
         found[contender.name] = Measured(arrays(values), None if nfe is None else int(nfe), first_call)
         runs[contender.name] = run
     if runs:
         fewest, most = rounds
-        for name, seconds in in_turn(runs, min(most, max(fewest, int(budget / max(once, 1e-9))))).items():
+        number = min(most, max(fewest, int(budget / max(once, 1e-9))))
+        for name, seconds in in_turn(runs, number, clock).items():
             found[name].seconds = seconds
     return found, skipped
 
 
-def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
+def in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[Callable[[], object]], float] = _wall_clock,
+) -> dict[str, NDArray[np.float64]]:
     """The seconds of every run in every round, without the garbage collector."""
     seconds = {name: np.empty(rounds) for name in runs}
     collects = gc.isenabled()
@@ -119,9 +146,7 @@ def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
             gc.collect()
             # There and back, so that nobody always comes after the same neighbour.
             for name in list(runs)[:: 1 if k % 2 == 0 else -1]:
-                start = time.perf_counter()
-                runs[name]()
-                seconds[name][k] = time.perf_counter() - start
+                seconds[name][k] = clock(runs[name])
     finally:
         gc.unfreeze()
         if collects:
@@ -150,5 +175,5 @@ def arrays(values: Any) -> list[NDArray[np.float64]]:
     if isinstance(values, tuple | list):
         return [array for part in values for array in arrays(part)]
     if hasattr(values, "detach"):
-        values = values.detach()
+        values = values.detach().cpu()
     return [np.asarray(values, dtype=np.float64)]
