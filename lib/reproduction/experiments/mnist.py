@@ -16,6 +16,7 @@ from reproduction.measure.timing import seconds_of
 from reproduction.progress import tqdm
 from reproduction.results import Run, csv_bytes
 from reproduction.training.mnist import classification_loss, classifier_run, error_rate, load_classifier
+from reproduction.training.multistep import multistep_run
 from reproduction.workspace import Workspace, choose_device
 
 with needs("notebooks"):
@@ -34,11 +35,13 @@ class Results(NamedTuple):
             training.
         history: a row for each epoch of each of them.
         costs: of a training step by network: `bytes_kept`, `seconds`; see `StepCost`.
+        multistep: a row for each epoch of each ODE-Net that was trained with a multistep method.
     """
 
     errors: pd.DataFrame
     history: pd.DataFrame
     costs: pd.DataFrame
+    multistep: pd.DataFrame
 
 
 def results(
@@ -59,6 +62,9 @@ def results(
     tolerance: float,
     cost_batch: int,
     cost_rounds: int,
+    multistep: str,
+    multistep_epochs: int,
+    multistep_seeds: Sequence[int],
     device: str,
 ) -> Results:
     """Train every network with every seed, test it, and measure a training step; what is there is read.
@@ -72,6 +78,8 @@ def results(
         epochs, batch_size, peak_lr, schedule, max_shift: see `reproduction.training.mnist.classifier_task`.
         method, tolerance: of the solves.
         cost_batch, cost_rounds: images in the step that is measured, and how often it is timed.
+        multistep, multistep_epochs, multistep_seeds: a solver of `neural_ode.ScipySolver` that ODE-Nets are trained
+            with, for how long, and their seeds.
         device: where to train.
     """
     how_trained = recipe(epochs, batch_size, peak_lr, schedule, max_shift, method, tolerance)
@@ -103,6 +111,15 @@ def results(
         runs={trained[name].identity(".safetensors"): trained[name] for name in first},
         **how,
     ).values()
+    otherwise: dict[str, Any] = {"multistep": multistep, "tolerance": tolerance, **sizes}
+    otherwise["training"] = {**how_trained["training"], "epochs": multistep_epochs}
+    retrained = work.store.obtain(
+        multistep_run,
+        {f"{multistep}-{seed}": {"seed": seed, **otherwise} for seed in multistep_seeds},
+        label="trainings with a multistep method",
+        checkpoints=checkpoints,
+        **how,
+    )
 
     rows, histories = [], []
     for name, run in trained.items():
@@ -111,7 +128,15 @@ def results(
         error = tests[f"test_errors/{name}"].table()["test error (%)"].iloc[0]
         rows.append(own | {"test error (%)": error} | history.iloc[-1].to_dict())
         histories.append(history.assign(**own))
-    return Results(pd.DataFrame(rows), pd.concat(histories), costs.table().set_index("network"))
+    multistep_rows = [
+        run.table().assign(seed=seed) for seed, run in zip(multistep_seeds, retrained.values(), strict=True)
+    ]
+    return Results(
+        pd.DataFrame(rows),
+        pd.concat(histories),
+        costs.table().set_index("network"),
+        pd.concat(multistep_rows),
+    )
 
 
 def recipe(
