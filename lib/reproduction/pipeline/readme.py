@@ -157,7 +157,7 @@ def figures_page(root: Path, contents: Contents) -> str:
         "# Figures",
         "",
         "All figures of full scale, drawn by `make paper` from the committed results. Each leads to the executed",
-        "notebook; beside it lies the same as SVG. `make figures` draws the quick profile, into `figures/quick/`.",
+        "notebook; beside it lies the same as SVG, but for animations. `make figures` draws the quick profile.",
     ]
     told = captions(contents)
     notebook = ""

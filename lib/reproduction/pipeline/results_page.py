@@ -12,7 +12,9 @@ __all__ = ["results_page"]
 
 INTRODUCTION = """\
 ✓ holds: the whole 95 % interval (in brackets) satisfies the rule. ✗ does not hold: none of it does. ? is undecided:
-some of it does, or there are fewer seeds (n) than the rule asks for.
+some of it does, or there are fewer seeds (n) than the rule asks for. Of several measurements all have to hold, and
+one that fails is enough to fail. A *difference* fails, too, where the interval stays below the smallest gain that
+would count, which the rule says. A published test error, and the best of five, hold if our interval has them.
 
 Rules are of three kinds: a *value* agrees with the published one; a *difference* is in favour, or none within a
 margin; a *law* bounds a slope, a share or an error. They stand in [claims.yaml](lib/reproduction/claims.yaml) and
