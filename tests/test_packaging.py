@@ -156,7 +156,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(extra: str, 
                     exec({CALLS!r}.get(package, ""))
                     print(name, package, "is not missed", flush=True)
                 except MissingPackageError as error:
-                    expected = f"the package {{package!r}} is missing: pip install 'neural-ode[{extra}]'"
+                    expected = f"the package {{package!r}} is missing: pip install '.[{extra}]' in a clone"
                     if str(error) != expected or error.name != package:
                         print(name, package, error, flush=True)
                 except BaseException as error:

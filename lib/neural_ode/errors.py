@@ -126,7 +126,7 @@ class NeuralODEWarning(UserWarning):
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around the imports of packages that only `pip install 'neural-ode[<extra>]'` installs.
+    """Around the imports of packages that only `pip install '.[<extra>]'`, in a clone, installs.
 
     Raises:
         MissingPackageError: one of them is not there; names it and the extra.
@@ -135,7 +135,7 @@ def needs(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
-        message = f"the package {package!r} is missing: pip install 'neural-ode[{extra}]'"
+        message = f"the package {package!r} is missing: pip install '.[{extra}]' in a clone"
         raise MissingPackageError(message, name=package) from error
 
 

@@ -321,8 +321,7 @@ def _scipy_integrate() -> Any:
         import scipy.integrate
     except ImportError as error:
         raise InvalidArgumentError(
-            "method 'scipy_solver' needs SciPy, which is not installed: pip install 'neural-ode[scipy]', or use "
-            "another method"
+            "method 'scipy_solver' needs SciPy, which is not installed: pip install scipy, or use another method"
         ) from error
     return scipy.integrate
 

@@ -1,5 +1,6 @@
 """RESULTS.md: every claim with its rule, the published value, and ours."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,25 +45,30 @@ def results_page(board: Board, claims: Mapping[str, Claim], contents: Contents) 
         signs = counted(by_verdict(part))
         listed = contents.notebooks.get(notebook)
         lines += ["", f"## {listed.shows if listed else notebook}"]
-        lines += ["", f"{signs} · notebook {_link(notebook)}", *_entries(part)]
+        lines += ["", f"{signs} · notebook {_link(notebook)}", *_entries(part, claims)]
     for whose, title in OTHERS.items():
         part = [row for row in rows if row["whose"] == whose]
         if part:
-            lines += ["", f"## {title}", *_entries(part)]
+            lines += ["", f"## {title}", *_entries(part, claims)]
     return "\n".join([*lines, *_changed(board, claims)]) + "\n"
 
 
-def _entries(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _entries(rows: Iterable[Mapping[str, Any]], claims: Mapping[str, Claim]) -> Iterator[str]:
     for row in rows:
         yield from ("", f"### {sign(row)} {row['short']}", "", f"{row['claim']} ({row['source']})", "")
         if row["published"] != "–":
             yield f"* **Paper:** {row['published']}"
         yield from _measured("Here", row["here"])
-        yield f"* **Rule:** {row['rule']}"
+        yield f"* **Rule:** {_by_title(row['rule'], claims)}"
         if row["verdict"] == str(Verdict.UNDECIDED) and row["needs"]:
             yield f"* **To decide it:** {row['needs']}"
         if row["whose"] != "paper":
             yield f"* **Notebook:** {_link(row['notebook'])}"
+
+
+def _by_title(rule: str, claims: Mapping[str, Claim]) -> str:
+    """With the titles of other claims that it refers to, in place of their keys, which the page does not show."""
+    return re.sub(r"\w+\.\w+", lambda m: f"*{claims[m[0]].short}*" if m[0] in claims else m[0], rule)
 
 
 def _measured(name: str, said: str) -> Iterator[str]:
