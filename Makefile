@@ -80,6 +80,7 @@ lock:
 
 clean:
 	rm -rf build $(VENV) .lock-venv .identity .staging scratch figures/quick results/quick data/mnist/MNIST dvc_plots \
+		figures/cuda results/cuda params/cuda.yaml \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis lib/*.egg-info
 	rm -f .dvc/config.local
 

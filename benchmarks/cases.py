@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import contenders, larger_problems, problems, training
 from benchmarks.timing import Contender, Interval, Measured, Run, measure, ratio
 
-__all__ = ["CASES", "Case", "Goal", "case_rows", "deviation"]
+__all__ = ["CASES", "Case", "Goal", "case_rows", "deviation", "leave_out_others"]
 
 _COMPILED = "neural_ode, compiled"
 _EITHER = ("neural_ode", _COMPILED)
@@ -107,12 +107,7 @@ def case_rows(name: str, threads: int, quick: bool) -> tuple[list[dict[str, Any]
     found, skipped = measure(taking_part, 0.0 if quick else case.budget, (2, 2) if quick else case.rounds)
     skipped |= left_out
     base = found.get(case.baseline)
-    away = {n: None if base is None else deviation(m.values, base.values) for n, m in found.items()}
-    for contender, distance in away.items():
-        if distance is not None and not distance <= case.agreement:
-            # Another result: its time says nothing.
-            skipped[contender] = f"the result is {distance:.2g} away from that of {case.baseline}"
-            del found[contender]
+    away = leave_out_others(found, skipped, case.baseline, case.agreement)
     rows: list[dict[str, Any]] = []
     for contender in (c.name for c in entered):
         row = known | {"contender": contender}
@@ -127,6 +122,28 @@ def case_rows(name: str, threads: int, quick: bool) -> tuple[list[dict[str, Any]
             row |= {"ratio": list(ratio(base.seconds, measured.seconds)), "deviation": away[contender]}
         rows.append(row)
     return rows, [known | goal.judge(found) for goal in case.goals]
+
+
+def leave_out_others(
+    found: dict[str, Measured], skipped: dict[str, str], baseline: str, agreement: float
+) -> dict[str, float | None]:
+    """Move contenders with another result from `found` to `skipped`: their times say nothing.
+
+    Args:
+        found, skipped: see `measure`; changed in place.
+        baseline: the contender whose result is compared with.
+        agreement: how far from it results may lie, relative to its length.
+
+    Returns:
+        How far all of them lie from it; `None` where that cannot be said.
+    """
+    base = found.get(baseline)
+    away = {n: None if base is None else deviation(m.values, base.values) for n, m in found.items()}
+    for contender, distance in away.items():
+        if distance is not None and not distance <= agreement:
+            skipped[contender] = f"the result is {distance:.2g} away from that of {baseline}"
+            del found[contender]
+    return away
 
 
 def deviation(values: list[Any], reference: list[Any]) -> float | None:

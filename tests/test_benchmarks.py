@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
-from neural_ode import solve
+from neural_ode import Solution, solve
 from reproduction.workspace import project_root
 
 sys.path.insert(0, str(project_root(Path(__file__))))
@@ -175,8 +176,8 @@ def test_every_goal_names_contenders_of_its_case() -> None:
 
 
 def test_nothing_compiled_is_no_compiled_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def as_it_is(*args: object, compile: bool, **how: object) -> object:
-        found = solve(*args, **how)  # type: ignore[arg-type]
+    def as_it_is(*args: Any, compile: bool, **how: Any) -> Solution:
+        found = solve(*args, **how)
         found.stats.not_compiled = "a reason"
         return found
 
@@ -224,17 +225,17 @@ def test_the_pattern_of_the_brusselator_is_that_of_its_jacobian() -> None:
     assert ((jacobian.reshape(size, size) != 0).numpy() == pattern).all()
 
 
+@pytest.mark.parametrize("gradient", [None, "direct"])
 @pytest.mark.parametrize("ends_only", [False, True])
-def test_torchode_agrees(ends_only: bool) -> None:
+def test_torchode_agrees(ends_only: bool, gradient: Literal["direct"] | None) -> None:
     pytest.importorskip("torchode")
     problem = PROBLEMS["network"](True)
     problem = replace(problem, t=problem.t[[0, -1]]) if ends_only else problem
-    for gradient in (None, "direct"):
-        values, _ = contenders.torchode(problem, "dopri5", 1e-6, "eager", gradient=gradient).prepare()()  # type: ignore[arg-type]
-        expected, _ = contenders.torchdiffeq(problem, "dopri5", 1e-6, gradient).prepare()()  # type: ignore[arg-type]
-        away = deviation(arrays(values), arrays(expected))
-        assert away is not None
-        assert away < 1e-3
+    values, _ = contenders.torchode(problem, "dopri5", 1e-6, "eager", gradient=gradient).prepare()()
+    expected, _ = contenders.torchdiffeq(problem, "dopri5", 1e-6, gradient).prepare()()
+    away = deviation(arrays(values), arrays(expected))
+    assert away is not None
+    assert away < 1e-3
 
 
 def test_the_arenstorf_orbit_closes() -> None:

@@ -90,6 +90,8 @@ def test_a_wrong_result_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_check._judged("a case", rows, 1.0).verdict == "failed"
     aside = {"contender": "neural_ode, compiled", "skipped": "compile=True runs it as it is: a reason"}
     assert gpu_check._judged("a case", [rows[0], aside], 1.0).verdict == "passed"
+    warned = aside | {"skipped": "compile=True: f cannot be compiled and runs as it is (a reason)"}
+    assert gpu_check._judged("a case", [rows[0], warned], 1.0).verdict == "failed"
 
 
 def test_a_case_has_a_process_of_its_own() -> None:

@@ -125,7 +125,7 @@ def _fresh(device: str, replayed: bool) -> Callable[..., Step]:
 
 
 def _normalises_groups(modules: Iterable[nn.Module]) -> bool:
-    """PyTorch's kernels for that are faster, eight times backwards, than what its compiler makes of the formula."""
+    """PyTorch's kernels for that are faster than what its compiler makes of the formula."""
     return any(isinstance(part, nn.GroupNorm) for module in modules for part in module.modules())
 
 
