@@ -492,7 +492,7 @@ def test_warnings_of_scipy_become_exceptions(recwarn: pytest.WarningsRecorder) -
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     monkeypatch.setitem(sys.modules, "scipy.integrate", None)
-    with pytest.raises(InvalidArgumentError, match=r"which is not installed: pip install 'neural-ode\[scipy\]'"):
+    with pytest.raises(InvalidArgumentError, match=r"which is not installed: pip install scipy"):
         ScipySolver().integrate(decay, torch.ones(1), [0, 1], 1e-3, 1e-3)
 
 
