@@ -34,7 +34,8 @@ from neural_ode import (
 from neural_ode.compiled import CannotCompile, compiled_adjoint, compiled_integrate
 from neural_ode.compiled.cache import CACHE, Bounded
 from neural_ode.compiled.compiler import compiled_so_far
-from neural_ode.compiled.plan import LARGE
+from neural_ode.compiled.native import Unsupported
+from neural_ode.compiled.plan import LARGE, Plan
 from neural_ode.control.tolerance import Tolerance
 from neural_ode.methods import get_method
 from neural_ode.problem.norms import rms_norm
@@ -69,10 +70,10 @@ def field() -> Field:
 
 
 def test_same_numbers_and_nothing_compiled_twice(field: Field) -> None:
-    """Other steps, tolerances, times, batch sizes and parameter values need no compilation."""
+    """Other steps, tolerances, times and parameter values need no compilation, nor do further sizes of a batch."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error", NeuralODEWarning)
-        for batch in (8, 5):  # the second size makes the graph one for all sizes
+        for batch in (8, 5, 13, 4, 3):  # three have graphs of their own, the next two make one for all sizes
             solve(field, start(batch), [0.0, 1.0], compile=True)
         before = graphs()
         for batch, tolerance, end in ((8, 1e-3, 1.0), (13, 1e-5, -2.0), (21, 1e-6, 0.3)):
@@ -276,6 +277,21 @@ def test_the_backward_solve_in_one_graph(sign: int) -> None:
     assert stats.nfe == 2 + 3 + 6 * (stats.accepted + stats.rejected)
 
 
+def test_the_same_by_the_other_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large graphs, and those with operations that `native` does not know, are PyTorch's."""
+
+    def refuse(*_: Any) -> Any:
+        raise Unsupported("a test")
+
+    monkeypatch.setattr(neural_ode.compiled.compiler, "_native", refuse)
+    monkeypatch.setattr(Plan, "reads", False)
+    neural_ode.compiled.clear()
+    test_a_whole_solve_in_one_graph(1)
+    test_a_solve_with_steps_for_each_row_in_one_graph(-1, True)
+    test_the_backward_solve_in_one_graph(1)
+    neural_ode.compiled.clear()
+
+
 def test_recursive_checkpoint_keeps_states_only() -> None:
     """The gradient of `direct`, a small part of its bytes, and a backward pass that is counted."""
     f = Smooth()
@@ -308,8 +324,9 @@ def test_recursive_checkpoint_keeps_states_only() -> None:
 def test_gradients_compile_nothing_for_a_new_batch() -> None:
     f = Smooth()
     before = 0
-    for batch, tolerance in ((8, 1e-5), (5, 1e-5), (13, 1e-6), (21, 1e-4)):
-        if batch == 13:  # the second size has made the graphs ones for all sizes
+    tolerances = {8: 1e-5, 5: 1e-5, 13: 1e-6, 4: 1e-4, 3: 1e-5, 21: 1e-6, 34: 1e-4}
+    for batch, tolerance in tolerances.items():
+        if batch == 21:  # three have graphs of their own, the next two have made one for all sizes
             before = graphs()
         for gradient in ("direct", "backsolve"):
             y0 = start(batch).double().requires_grad_()

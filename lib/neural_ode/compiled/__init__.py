@@ -2,11 +2,12 @@
 
 For small states most of the time of a solve is not arithmetic but the way there: Python, and the dispatch of some
 hundred small operations a step. Here a whole solve is one graph: the steps, which are those of `Method.step`, the
-error control, and the loop over both. Times, tolerances and limits are tensors in there, so that changing them,
-the size of a batch, or the values of parameters compiles nothing.
+error control, and the loop over both. Times, tolerances and limits are tensors in there, so that changing them, or
+the values of parameters, compiles nothing. On a CPU, graphs of few numbers become one function in C++, for each of
+the first sizes of a batch; PyTorch's own compiler takes all others.
 
 * `cache`: what a graph depends on, and where graphs are kept; `clear()` forgets them.
-* `compiler`: compiles functions.
+* `compiler`: compiles functions; `native`: those of few numbers.
 * `dynamics`: the user's function with its parameters as inputs; `numbers`: those it refers to.
 * `loop`: the forward loop as a graph; `backward`: the loop back through its steps.
 * `plan`, `outputs`, `forward`: solves in Python around the loop; `gradient`: their gradient by recomputation.

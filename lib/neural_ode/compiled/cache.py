@@ -1,8 +1,8 @@
 """What a compiled graph depends on, and the one place where graphs are kept.
 
 A solve looks its graphs up by a `GraphKey`. What the key does not say is an input of the graph (times, tolerances,
-the values of parameters and of numbers that the dynamics refer to) or looked after by the guards of `torch.compile`
-(the size of a batch).
+the values of parameters and of numbers that the dynamics refer to), or the guards of `torch.compile` look after it.
+The first few sizes of a batch have graphs of their own, in which loops have a known length; later ones share one.
 """
 
 import contextlib
@@ -53,6 +53,7 @@ class GraphKey(NamedTuple):
         depends: on what, mostly a `SolveKey`.
         dtype, device, shape: of the state; the shape without its first dimension.
         threads: how many PyTorch uses.
+        size: the first dimension, where the graph is for that one; `None` if it is variable.
     """
 
     function: Callable[..., Any]
@@ -61,6 +62,7 @@ class GraphKey(NamedTuple):
     device: torch.device
     shape: torch.Size
     threads: int
+    size: int | None = None
 
 
 def graph_key(function: Callable[..., Any], depends: tuple[Any, ...], state: Tensor) -> GraphKey:
@@ -96,12 +98,14 @@ class _Cache:
         graphs: compiled functions; in place of what cannot be compiled, why.
         facts: what looking at dynamics has shown, by what it is about and their kind.
         structures: the text of modules, which takes long to make.
+        sizes: of batches, by the key without a size, and whether they have graphs of their own.
     """
 
     def __init__(self, graphs: int, facts: int):
         self.graphs: Bounded[GraphKey, Callable[..., Any] | str] = Bounded(graphs)
         self.facts: Bounded[tuple[Any, ...], Any] = Bounded(facts)
         self.structures: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self.sizes: Bounded[GraphKey, dict[int, bool]] = Bounded(graphs)
 
 
 CACHE = _Cache(graphs=256, facts=4096)
@@ -112,6 +116,7 @@ def clear() -> None:
     CACHE.graphs.clear()
     CACHE.facts.clear()
     CACHE.structures.clear()
+    CACHE.sizes.clear()
 
 
 def describe(f: Any, modules: dict[int, nn.Module], seen: tuple[int, ...] = ()) -> Kind:

@@ -1,5 +1,7 @@
 """Functions on tensors, compiled once for each kind of use."""
 
+import contextlib
+import copy
 import functools
 import itertools
 import math
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from neural_ode.compiled.cache import CACHE, graph_key
+from neural_ode.compiled.cache import CACHE, GraphKey, graph_key
+from neural_ode.compiled.native import Unsupported, native_function
 
 __all__ = ["CannotCompile", "call", "compiled_so_far", "expm1", "tanh", "while_loop"]
 
@@ -66,24 +69,88 @@ def call(
     Raises:
         CannotCompile: it failed.
     """
-    key, graphs = graph_key(function, depends, like), CACHE.graphs
+    key, graphs = _key(function, depends, like), CACHE.graphs
     if key not in graphs:
-        code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
-        copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
-        backend = functools.partial(_inductor, fuse_products, fuse_stacks)
-        graphs[key] = torch.compile(copy, fullgraph=True, backend=backend)
+        graphs[key] = _compiled_later(function, key, fuse_products, fuse_stacks)
     graph = graphs[key]
     if isinstance(graph, str):
         raise CannotCompile(graph)
+    before = torch._dynamo.config.specialize_float
     try:
         # Numbers are constants of the graph: as its inputs, inside a `while_loop`, they lose all but float32.
-        with torch.no_grad(), torch._dynamo.config.patch(specialize_float=True):
+        torch._dynamo.config.specialize_float = True
+        with torch.no_grad():
             return graph(*args)
     except Exception as error:
         _close_forward_level()
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         graphs[key] = reason
         raise CannotCompile(reason) from error
+    finally:
+        torch._dynamo.config.specialize_float = before
+
+
+_SIZES = 3
+"""Sizes of a batch that have graphs of their own: those of a training, its last batch, and a validation."""
+
+
+def _key(function: Callable[..., Any], depends: tuple[Any, ...], like: Tensor) -> GraphKey:
+    """The key of a graph for states like this one: for this size of a batch, or for all."""
+    key = graph_key(function, depends, like)
+    if like.device.type != "cpu":
+        return key
+    if key not in CACHE.sizes:
+        CACHE.sizes[key] = {}
+    sizes, size = CACHE.sizes[key], like.shape[0] if like.dim() else 1
+    if size not in sizes:
+        known = len(sizes) < _SIZES and all(own or size < other for other, own in sizes.items())
+        if not known:
+            return key
+        sizes[size] = True
+    return key._replace(size=size) if sizes[size] else key
+
+
+def _compiled_later(
+    function: Callable[..., Any], key: GraphKey, fuse_products: bool, fuse_stacks: bool
+) -> Callable[..., Any]:
+    """The function, compiled when it is called."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    own = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
+    refused: list[bool] = []
+    # PyTorch keeps backends for good, so that this one must hold nothing.
+    backend = functools.partial(_backend, key.device.type == "cpu", refused, fuse_products, fuse_stacks)
+    compiled: Any = torch.compile(own, fullgraph=True, backend=backend)
+
+    def run(*args: Any) -> Any:
+        found = compiled(*args)
+        if key in CACHE.graphs:
+            CACHE.graphs[key] = compiled
+            if refused and key.size is not None:
+                # The other compiler knows variable sizes: this graph is for all of them.
+                every = key._replace(size=None)
+                CACHE.sizes[every][key.size] = False
+                CACHE.graphs[every] = CACHE.graphs.pop(key)
+        return found
+
+    return run
+
+
+def _backend(
+    on_cpu: bool,
+    refused: list[bool],
+    fuse_products: bool,
+    fuse_stacks: bool,
+    graph: torch.fx.GraphModule,
+    inputs: list[Any],
+) -> Any:
+    """What compiles a graph; adds to `refused` where it does not become one function in C++."""
+    global _compiled
+    _compiled += 1
+    if on_cpu:
+        with contextlib.suppress(Unsupported):
+            return _native(graph, inputs)
+    refused.append(True)
+    return _inductor(fuse_products, fuse_stacks, graph, inputs)
 
 
 def _close_forward_level() -> None:
@@ -108,12 +175,31 @@ def compiled_so_far() -> int:
     return _compiled
 
 
+def _native(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """One function in C++.
+
+    Raises:
+        Unsupported: there is something in the graph that it cannot hold.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    def compiled(graph: torch.fx.GraphModule, inputs: list[Any], **_: Any) -> Any:
+        return native_function(graph, inputs)
+
+    return compile_fx(copy.deepcopy(graph), inputs, compiled, decompositions=_decompositions())
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Of operations into simpler ones."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    own = {torch.ops.aten.tanh.default: tanh, torch.ops.aten.expm1.default: expm1}
+    return {**select_decomp_table(), **own}
+
+
 def _inductor(fuse_products: bool, fuse_stacks: bool, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """The default backend of `torch.compile`, set up for graphs of many small operations."""
-    global _compiled
-    _compiled += 1
     from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
     options = {
@@ -125,8 +211,7 @@ def _inductor(fuse_products: bool, fuse_stacks: bool, graph: torch.fx.GraphModul
         "cpp.enable_floating_point_contract_flag": "fast",
         "force_pointwise_cat": on_cpu and fuse_stacks,
     }
-    own = {torch.ops.aten.tanh.default: tanh, torch.ops.aten.expm1.default: expm1}
-    decompositions: dict[Any, Any] = {**select_decomp_table(), **own}
+    decompositions = _decompositions()
     if on_cpu and fuse_products:
         decompositions |= {torch.ops.aten.mm.default: _mm, torch.ops.aten.addmm.default: _addmm}
     return compile_fx(graph, inputs, config_patches=options, decompositions=decompositions)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from neural_ode.compiled.cache import CACHE, SolveKey, describe
+from neural_ode.compiled.cache import CACHE, Kind, SolveKey, describe
 from neural_ode.compiled.compiler import CannotCompile, compiled_so_far
 from neural_ode.compiled.numbers import constants_of, numbers_of, with_numbers
 from neural_ode.errors import InvalidArgumentError, NeuralODEWarning, SolverError
@@ -38,7 +38,16 @@ class LiftedDynamics(nn.Module):
         kind: the code that `f` runs.
         constants: numbers that `f` refers to, where they are constants of the graph.
         lifts: whether numbers that `f` refers to are inputs.
+        on_cpu: whether states are in memory.
     """
+
+    params: tuple[Tensor, ...]
+    slots: list[tuple[str, ...]]
+    kind: Kind
+    constants: tuple[float, ...]
+    lifts: bool
+    on_cpu: bool
+    f: Dynamics | None
 
     def __init__(self, f: Dynamics, y0: Tensor, params: tuple[Tensor, ...] | None = None):
         """
@@ -54,28 +63,34 @@ class LiftedDynamics(nn.Module):
         if isinstance(f, GuardedDynamics):
             f = f.f  # a graph keeps apart what it computes
         found: dict[int, nn.Module] = {}
-        self.kind = describe(f, found)
-        self.constants: tuple[float, ...] = ()
-        if (_CONSTANTS, self.kind) in CACHE.facts:
-            self.constants = numbers_of(f)
-            self.lifts = False
+        kind, lifts = describe(f, found), False
+        constants: tuple[float, ...] = ()
+        if (_CONSTANTS, kind) in CACHE.facts:
+            constants = numbers_of(f)
         else:
             # In double precision, in which numbers are computed with; beside a state they take its dtype.
             number = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
             lifted = with_numbers(f, number, {})
-            self.lifts = lifted is not f
-            if self.lifts:
+            lifts = lifted is not f
+            if lifts:
                 f, found = lifted, {}
                 describe(f, found)
         self.parts = nn.ModuleList(found.values())
-        self.f = None if isinstance(f, nn.Module) else f
         slots = _slots(self) if params != () else {}
         if params is None:
             params = tuple(p for p in self.parameters() if p.requires_grad)
         if any(id(p) not in slots for p in params):
             raise CannotCompile("params holds tensors that are no parameters of a module that f uses")
-        self.slots = [slots[id(p)] for p in params]
-        self.params = params
+        # Past `Module.__setattr__`, which takes longer than all of a small solve.
+        vars(self).update(
+            kind=kind,
+            constants=constants,
+            lifts=lifts,
+            f=None if isinstance(f, nn.Module) else f,
+            slots=[slots[id(p)] for p in params],
+            params=params,
+            on_cpu=y0.device.type == "cpu",
+        )
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Shapes as for `f`."""

@@ -13,6 +13,7 @@ from neural_ode.compiled.backward import march_back
 from neural_ode.compiled.compiler import CannotCompile, call
 from neural_ode.compiled.dynamics import with_parameters
 from neural_ode.compiled.forward import Solved, run
+from neural_ode.compiled.outputs import located, readings
 from neural_ode.compiled.plan import Plan, Recorded
 from neural_ode.problem.dependence import gradients, own_parts
 from neural_ode.solution import Statistics
@@ -94,13 +95,15 @@ def _pulled(
         log[: chunk.number] = chunk.log
         states = grad.new_zeros((capacity + 1, *y0.shape))
         states[: chunk.number + 1] = chunk.states
-        part = plan.rows(grad)[chunk.targets]
+        places, _ = located(plan, chunk.done, chunk.ends)
+        read = readings(plan, places, chunk.log.cpu().numpy(), chunk.ends, grad)
+        part = plan.rows(grad)[read.targets]
         grad_states, grad_slopes = torch.zeros_like(states), grad.new_zeros((capacity, number, *y0.shape))
-        plan.rows(grad_states).index_add_(0, chunk.sources, part)
-        chunk.spread(part, plan.rows(grad_slopes), joint=not plan.by_rows)
+        plan.rows(grad_states).index_add_(0, read.sources, part)
+        read.spread(part, plan.rows(grad_slopes), joint=not plan.by_rows)
         if grad_t is not None:
             assert chunk.rates is not None
-            grad_t[chunk.targets] = (part * chunk.rates).sum(1).to(grad_t)
+            grad_t[read.targets] = (part * chunk.rates).sum(1).to(grad_t)
         count = torch.tensor(chunk.number, device=grad.device)
         fixed = (dynamics, method, plan.moving, count, log, states, grad_states, grad_slopes)
         grad_y, *rest = call(march_back, key, y0, *fixed, (grad_y + grad_states[chunk.number], *summed), params)

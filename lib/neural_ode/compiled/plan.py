@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +20,10 @@ Array = NDArray[Any]
 LARGE = 2**16
 """Entries of a state, or of outputs, from which arithmetic takes most of the time: to make steps again for the
 gradient, as whole solves do, then costs more than dispatch. Steps compiled one by one make none again."""
+
+_ROOMS = 32, 512, 8192
+_MOST_OUTPUTS = 2**25
+"""Numbers of all outputs that there is room for; memory that stays untouched costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,23 @@ class Plan:
     def capacity(self) -> int:
         """How many steps are recorded before the loop comes back to Python: more of small systems, where that takes
         longer than many steps."""
+        if self.reads:
+            return min(512, 2**18 // self.entries)
         if self.small:
             return 512
         return 64 if self.entries <= 2**14 else 16
+
+    @cached_property
+    def room(self) -> int:
+        """Outputs that a loop which reads them has memory for: one of a few numbers, each with a graph of its own;
+        zero if there are too many."""
+        fitting = (n for n in _ROOMS if n >= self.times.shape[-1] and n * self.entries <= _MOST_OUTPUTS)
+        return next(fitting, 0)
+
+    @property
+    def reads(self) -> bool:
+        """Whether the loop itself finds the outputs, which pays where a call inside of it costs little."""
+        return not self.moving and self.entries <= 2**12 and self.dynamics.on_cpu and self.room > 0
 
     @property
     def norm(self) -> Norm:
@@ -85,41 +102,20 @@ class Plan:
 class Recorded(NamedTuple):
     """What the backward pass needs of some steps.
 
-    States and slopes are seen as rows, see `Plan.rows`, `batch` of them for every step: an output is
-    `states[source] + Σ_j weights[j] slopes[stages[j]]`.
-
     Attributes:
-        number: how many steps there are.
         log, states: see `run_until`; without the rows that are not used.
-        sources, stages: which rows each output comes from, shapes (m,) and (m, stages).
-        targets: which rows of the solution they are, shape (m,).
-        weights: of the slopes, shape (m, stages).
-        rates: the derivatives of the outputs with respect to their times, where those are wanted.
+        ends: where the steps end, shape (count,) or (count, batch).
+        done: how many outputs of each row lie before them, shape (batch,).
+        rates: the derivatives of the outputs in them with respect to their times, where those are wanted.
     """
 
-    number: int
     log: Tensor
     states: Tensor
-    sources: Tensor
-    stages: Tensor
-    targets: Tensor
-    weights: Tensor
-    rates: Tensor | None
+    ends: Array
+    done: Array
+    rates: Tensor | None = None
 
-    def spread(self, part: Tensor, grad_slopes: Tensor, joint: bool) -> None:
-        """Add to the gradients of the slopes what outputs have read off them.
-
-        Args:
-            part: gradients of the m outputs, shape (m, size).
-            grad_slopes: those of the slopes as rows; changed in place.
-            joint: whether a step is a single row.
-        """
-        if not joint or part.numel() < LARGE:
-            weighted = (self.weights[:, :, None] * part[:, None]).flatten(0, 1)
-            grad_slopes.index_add_(0, self.stages.reshape(-1), weighted)
-            return
-        # The outputs of a step are consecutive: one product for each step, not a row for each output and stage.
-        number = self.stages.shape[1]
-        rows, begins = np.unique(self.stages[:, 0].cpu().numpy(), return_index=True)
-        for row, begin, end in zip(rows, begins, [*begins[1:], len(part)], strict=True):
-            grad_slopes[row : row + number].addmm_(self.weights[begin:end].T, part[begin:end])
+    @property
+    def number(self) -> int:
+        """How many steps there are."""
+        return len(self.log)

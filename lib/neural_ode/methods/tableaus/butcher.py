@@ -11,6 +11,7 @@ A continuous extension replaces `b_i` by polynomials `b_i(θ)`, `0 ≤ θ ≤ 1`
 
 from dataclasses import dataclass
 from fractions import Fraction as F
+from functools import cached_property
 
 __all__ = ["ButcherTableau", "Row", "smooth_dense"]
 
@@ -46,7 +47,7 @@ class ButcherTableau:
         """How many slopes a step has, `s`."""
         return len(self.c)
 
-    @property
+    @cached_property
     def fsal(self) -> bool:
         """First same as last: the last stage is `f(t + h, y_1)`, the first stage of the next step."""
         return self.c[-1] == 1 and (*self.a[-1], F(0)) == self.b

@@ -1,0 +1,61 @@
+"""A program built, loaded and called."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from neural_ode.compiled.native.program import Program
+
+__all__ = ["native_function"]
+
+_FLAGS = ("-ffp-contract=fast", "-fno-tree-slp-vectorize")
+"""Products that are added are rounded once; and only loops become vectors."""
+
+_FLAGS_OF_GCC = ("-ftree-loop-vectorize", "--param=vect-epilogues-nomask=0")
+"""Loops become vectors, which PyTorch's compiler turns off, for it writes vectors itself. What is left over at the
+end of a loop does not: of that, with vectors outside of loops, GCC 12 made wrong numbers for AVX512."""
+
+
+def native_function(graph: GraphModule, inputs: Sequence[Any]) -> Callable[[list[Tensor]], list[Tensor | None]]:
+    """A graph as a function of a list of tensors.
+
+    What was built is kept on disk, where PyTorch's compiler keeps what it builds.
+
+    Args:
+        graph: see `Program`.
+        inputs: the same.
+
+    Raises:
+        Unsupported: it cannot be translated.
+    """
+    from torch._inductor.codecache import CppCodeCache
+    from torch._inductor.cpp_builder import is_gcc
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():  # constants are to be read
+        program = Program(graph, inputs)
+    flags = (*_FLAGS, *(_FLAGS_OF_GCC if is_gcc() else ()))
+    library = CppCodeCache.load(program.text, needs_vec_isa=True, extra_flags=flags)
+    entry = library.run
+    entry.restype, entry.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_void_p]
+    outputs = program.outputs
+    Inputs, Outputs = ctypes.c_void_p * max(1, len(inputs)), ctypes.c_void_p * max(1, len(outputs))
+
+    def run(given: list[Tensor]) -> list[Tensor | None]:
+        found = [None if like is None else torch.empty(like[0], dtype=like[1]) for like in outputs]
+        pointers = Inputs(*[x.data_ptr() for x in given])
+        into = Outputs(*[None if x is None else x.data_ptr() for x in found])
+        failed = entry(pointers, into)
+        given.clear()
+        if failed == 2:
+            raise MemoryError("there is no memory for the numbers of a compiled solve")
+        if failed:
+            raise IndexError("an index is out of range for a dimension of its tensor")
+        return found
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run

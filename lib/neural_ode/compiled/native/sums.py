@@ -1,0 +1,152 @@
+"""Sums and products, in an order that vectors of the processor can follow."""
+
+from collections.abc import Callable, Sequence
+
+from neural_ode.compiled.native.formulas import cast
+from neural_ode.compiled.native.scope import Buffer, View, loops, merged
+
+__all__ = ["product", "reduction"]
+
+Place = Sequence[str | int]
+
+_LANES = 16
+"""Partial results of a long sum, which do not wait for each other."""
+
+_WIDE = 8
+"""Neighbours from which they are worked on together."""
+
+_FEW_ROWS = 4
+"""Rows from which it pays to bring the other matrix in order."""
+
+
+def reduction(
+    x: View, out: View, kept: Sequence[int], over: Sequence[int], first: str, step: Callable[[str, str], str]
+) -> list[str]:
+    """Lines that reduce a tensor.
+
+    Args:
+        x: the tensor.
+        out: where the results go, without the dimensions that vanish.
+        kept, over: dimensions that stay, and that vanish.
+        first: a result before the first entry.
+        step: a result and an entry to the result after it.
+    """
+    kind = out.buffer.kind
+    size, keep = merged([x.size[d] for d in over], [x.taken(over)])
+    inner = View(x.buffer, tuple(size), tuple(x.stride[over[k]] for k in keep), 0, x.version)
+    rest = x.taken(kept)
+
+    def entry(place: Place, part: Place) -> str:
+        index = [*place, *part]
+        both = View(x.buffer, rest.size + inner.size, rest.stride + inner.stride, x.offset, x.version)
+        return cast(both.at(index), x.buffer.dtype, out.buffer.dtype)
+
+    if rest.size and rest.stride[-1] == 1 and rest.size[-1] >= _WIDE:
+
+        def add(place: Place, part: Place) -> list[str]:
+            return [f"{out.at(place)} = {step(out.at(place), entry(place, part))};"]
+
+        start = loops(out.size, lambda place: [f"{out.at(place)} = {first};"])
+        return [*start, *loops(inner.size, lambda part: loops(out.size, lambda place: add(place, part)), "k")]
+
+    def alone(place: Place) -> list[str]:
+        add = loops(inner.size, lambda part: [f"s = {step('s', entry(place, part))};"], "k")
+        return [f"{kind} s = {first};", *add, f"{out.at(place)} = s;"]
+
+    def in_lanes(place: Place) -> list[str]:
+        *outer, length = inner.size
+        whole = length // _LANES
+
+        def add(part: Place) -> list[str]:
+            index = f"{part[-1]} * {_LANES} + l"
+            body = f"s[l] = {step('s[l]', entry(place, [*part[:-1], index]))};"
+            return [f"for (int l = 0; l < {_LANES}; ++l) {body}"]
+
+        def tail(part: Place) -> list[str]:
+            index = f"{part[-1]} + {whole * _LANES}"
+            return [f"s[0] = {step('s[0]', entry(place, [*part[:-1], index]))};"]
+
+        return [
+            f"{kind} s[{_LANES}];",
+            f"for (int l = 0; l < {_LANES}; ++l) s[l] = {first};",
+            *loops([*outer, whole], add, "k"),
+            *(loops([*outer, length % _LANES], tail, "k") if length % _LANES else []),
+            *_halves(step),
+            f"{out.at(place)} = s[0];",
+        ]
+
+    long = bool(inner.size) and inner.stride[-1] == 1 and inner.size[-1] >= 2 * _LANES
+    return loops(out.size, in_lanes if long else alone)
+
+
+def product(a: View, b: View, out: View) -> list[str]:
+    """Lines that multiply two matrices."""
+    (rows, columns), long = out.size, a.size[1] >= 2 * _LANES
+    along = long and a.stride[1] == b.stride[0] == 1
+    if columns >= _WIDE and b.stride[1] == 1:
+        return _by_rows(a, b, out)
+    if columns >= _WIDE and rows >= _FEW_ROWS:
+        return _ordered(b, lambda p: _by_rows(a, p, out))
+    if rows >= _WIDE > columns and a.stride[0] == 1:
+        return _by_rows(_turned(b), _turned(a), _turned(out))
+    if along:
+        return _of_rows(a, b, out)
+    if rows >= _WIDE and long and a.stride[1] == 1:
+        return _ordered(_turned(b), lambda p: _of_rows(a, _turned(p), out))
+    if rows >= _WIDE:
+        return _ordered(_turned(a), lambda p: _by_rows(_turned(b), p, _turned(out)))
+    return _by_rows(a, b, out)
+
+
+def _ordered(x: View, then: Callable[[View], list[str]]) -> list[str]:
+    """Bring a matrix in order before it is used."""
+    copy = Buffer("p", x.buffer.dtype, x.numel)
+    ordered = View.whole(copy, x.size)
+    lines = loops(x.size, lambda i: [f"{ordered.at(i)} = {x.at(i)};"], "k")
+    return ["{", f"{copy.kind} p[{x.numel}];", *lines, *then(ordered), "}"]
+
+
+def _by_rows(a: View, b: View, out: View) -> list[str]:
+    """Row by row a sum of rows of the second matrix."""
+    inner, columns, kind = *b.size, out.buffer.kind
+
+    def row(i: Place) -> list[str]:
+        def add(k: Place) -> list[str]:
+            sums = loops([columns], lambda j: [f"s[{j[0]}] += a * {b.at([k[0], j[0]])};"], "j")
+            return [f"const {kind} a = {a.at([i[0], k[0]])};", *sums]
+
+        store = loops([columns], lambda j: [f"{out.at([i[0], j[0]])} = s[{j[0]}];"], "j")
+        return [f"{kind} s[{columns}] = {{}};", *loops([inner], add, "k"), *store]
+
+    return loops([out.size[0]], row)
+
+
+def _of_rows(a: View, b: View, out: View) -> list[str]:
+    """Every entry is a sum along both matrices."""
+    whole, inner = a.size[1] // _LANES, a.size[1]
+
+    def entry(place: Place) -> list[str]:
+        def term(k: str | int) -> str:
+            return f"{a.at([place[0], k])} * {b.at([k, place[1]])}"
+
+        return [
+            f"{out.buffer.kind} s[{_LANES}] = {{}};",
+            f"for (int64_t k = 0; k < {whole}; ++k)",
+            f"for (int l = 0; l < {_LANES}; ++l) s[l] += {term(f'k * {_LANES} + l')};",
+            *(f"s[0] += {term(k)};" for k in range(whole * _LANES, inner)),
+            *_halves(lambda s, x: f"{s} + {x}"),
+            f"{out.at(place)} = s[0];",
+        ]
+
+    return loops(out.size, entry)
+
+
+def _halves(step: Callable[[str, str], str]) -> list[str]:
+    """Lines that bring the lanes together."""
+    widths = [_LANES >> k for k in range(1, _LANES.bit_length())]
+    return [f"for (int l = 0; l < {n}; ++l) s[l] = {step('s[l]', f's[l + {n}]')};" for n in widths]
+
+
+def _turned(x: View) -> View:
+    """The transposed matrix."""
+    return x._replace(size=x.size[::-1], stride=x.stride[::-1])
