@@ -205,7 +205,7 @@ def test_a_row_out_of_range() -> None:
         (lambda x: x.sort().values, values(3)),
         (lambda x: x * 2, values(3).half()),
         (lambda x: x * 2, values(3).to(torch.complex64)),
-        (lambda x: x * 2, values(2**15 + 1)),
+        (lambda x: x * 2, values(2**17 + 1)),
         (lambda x: x @ x, values(128, 128)),
         (lambda x: x[x > 0], values(3)),
         (lambda x: torch.round(x, decimals=1), values(3)),
@@ -404,7 +404,7 @@ def test_the_loop_reads_outputs_where_calls_in_it_cost_little() -> None:
         solve(lambda t, y: -y, values(3), [0.0, 1.0], compile=True, controller=IntegralController())
         t = torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)
         solve(lambda t, y: -y, values(3), t, compile=True)
-        solve(lambda t, y: -y, values(2**13), [0.0, 1.0], compile=True)
+        solve(lambda t, y: -y, values(2**15 + 1), [0.0, 1.0], compile=True)
     assert reads[0]
     assert not any(reads[i] for i in (-1,))
     assert {True, False} == set(reads)

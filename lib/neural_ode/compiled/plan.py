@@ -71,7 +71,7 @@ class Plan:
         """How many steps are recorded before the loop comes back to Python: more of small systems, where that takes
         longer than many steps."""
         if self.reads:
-            return min(512, 2**18 // self.entries)
+            return min(512, 2**22 // self.entries)
         if self.small:
             return 512
         return 64 if self.entries <= 2**14 else 16
@@ -86,7 +86,7 @@ class Plan:
     @property
     def reads(self) -> bool:
         """Whether the loop itself finds the outputs, which pays where a call inside of it costs little."""
-        return not self.moving and self.entries <= 2**12 and self.dynamics.on_cpu and self.room > 0
+        return not self.moving and self.entries <= 2**15 and self.dynamics.on_cpu and self.room > 0
 
     @property
     def norm(self) -> Norm:

@@ -15,7 +15,7 @@ from neural_ode.compiled.native.sums import product, reduction
 
 __all__ = ["Operations", "in_order", "whole"]
 
-MOST = 2**15
+MOST = 2**17
 """Entries of a value up to which a graph is translated. What is only handed in, out, or written row by row may be
 larger."""
 
