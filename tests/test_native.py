@@ -94,6 +94,7 @@ def test_functions_of_two_numbers(name: str) -> None:
     same(f, values(5, dtype=F32).abs(), torch.tensor(0.7, dtype=F64))
     if name not in ("atan2", "hypot", "copysign", "maximum", "minimum"):
         same(lambda x: f(x, 2.5), values(9).abs())
+    if name not in ("atan2", "hypot", "copysign", "fmod", "remainder", "pow"):
         same(f, torch.tensor([3, -3, 7]), torch.tensor([2, 2, -2]).abs())
 
 
@@ -119,8 +120,21 @@ def test_numbers_that_an_operation_may_be_given() -> None:
 
 def test_whole_numbers_and_truth_values() -> None:
     a, b = torch.tensor([1, 5, -3]), torch.tensor([True, False, True])
-    same(lambda a, b: (a + b, a * 2, a.to(F64) / 2, a % 2, -a, ~b, b & (a > 0), b | (a > 0), b ^ (a > 0)), a, b)
+    same(lambda a, b: (a + b, a * 2, a.to(F64) / 2, -a, ~b, b & (a > 0), b | (a > 0), b ^ (a > 0)), a, b)
     same(lambda a, b: (torch.logical_and(a, b), torch.logical_or(a, b), b.to(F32), a.bool(), (a / 2).to(I64)), a, b)
+
+
+def test_bounds_that_are_no_numbers() -> None:
+    x, low = values(3), torch.tensor([math.nan, 0.0, 1.0], dtype=F64)
+    same(lambda x, low: (torch.clamp(x, min=low), torch.clamp(x, max=low), torch.clamp(x, low, low + 1)), x, low)
+    same(lambda x, low: (torch.clamp_min(x, low), torch.clamp_max(x, low), x.clamp(min=math.nan)), x, low)
+    same(lambda x: (x.abs() ** math.inf, x.abs() ** -math.inf), x)
+
+
+def test_means_and_questions_about_truth_values() -> None:
+    x = values(2, 3)
+    same(lambda x: ((x > 0).to(F64).mean(), (x > 0).double().mean(0), torch.mean(x > 0, dtype=F64)), x)
+    same(lambda x: (torch.any(x > 0, dim=()), torch.all(x > 0, dim=()), torch.any(x > 0, dim=(0, 1))), x)
 
 
 def test_views() -> None:
@@ -131,6 +145,8 @@ def test_views() -> None:
     same(lambda x: x.unbind(1)[2] - x.split(2, 0)[1].sum(1)[0], x)
     same(lambda x: x[..., None].expand(4, 3, 2, 5).sum(-1), x)
     same(lambda x: (x.exp(), x.exp()[0]), x)
+    same(lambda x: x.as_strided((3, 2), (2, 1), 6) * 2, x)
+    same(lambda x: x * torch.arange(9, 12)[:, None], x)
 
 
 def reduced(dims: Any, x: Tensor) -> tuple[Tensor, ...]:
@@ -185,7 +201,7 @@ def test_joined_and_written() -> None:
 
 def test_rows_found_by_their_number() -> None:
     x, rows = values(5, 3), torch.tensor([4, 0, -1, 0])
-    same(lambda x, i: (x[i], x[:, i[:2].abs() % 3], x.index_select(0, i[:2])), x, rows)
+    same(lambda x, i: (x[i], x[:, i[1:].abs()], x.index_select(0, i[:2])), x, rows)
     same(lambda x, i: torch.index_put(x, (i,), x[:4], accumulate=True), x, rows)
     same(lambda x, i: x.index_copy(0, i[:2], x[:2] * 3), x, rows)
 
@@ -211,6 +227,11 @@ def test_a_row_out_of_range() -> None:
         (lambda x: torch.round(x, decimals=1), values(3)),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), values(3)),
         (lambda x: x[:0], values(3)),
+        (lambda x: x.view(I64) + 1, values(3)),
+        (lambda x: torch._neg_view(x) * 1, values(3)),
+        (lambda x: (x.T * 2).as_strided((6,), (1,)) * 1, values(2, 3)),
+        (lambda x: x**39, torch.tensor([3])),
+        (lambda x: x % 3, torch.tensor([3])),
     ],
 )
 def test_what_is_left_to_the_other_compiler(function: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
@@ -380,6 +401,20 @@ def test_dynamics_that_join_and_write() -> None:
     found, exact = (solve(problem.f, y0, t, rtol=1e-6, atol=1e-6, compile=c) for c in (True, False))
     assert found.stats.compiled == "solve"
     torch.testing.assert_close(found.y, exact.y, rtol=1e-9, atol=1e-9)
+
+
+def test_memory_that_is_looked_at_in_other_ways() -> None:
+    """What lies elsewhere in a translated graph than PyTorch would have it is left to PyTorch."""
+    bits = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    for f in (
+        lambda t, y: -y * (y.view(I64) >> 52) / 1000,  # the exponents
+        lambda t, y: -(y[:, None] * bits).T.mul(0.5).as_strided((3,), (1,)),
+        lambda t, y: -y * torch.mean(y > 0, dtype=F64),
+    ):
+        with torch.no_grad():
+            found, exact = (solve(f, bits, [0.0, 0.1], first_step=0.1, rtol=9, compile=c) for c in (True, False))
+        assert found.stats.compiled is not None
+        torch.testing.assert_close(found.y, exact.y, rtol=1e-12, atol=1e-12)
 
 
 def test_states_stay_as_they_were_and_results_are_apart() -> None:

@@ -84,7 +84,11 @@ def call(
     except Exception as error:
         _close_forward_level()
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        graphs[key] = reason
+        if not isinstance(error, IndexError | MemoryError):  # those are of this solve alone
+            graphs[key] = reason
+            if key.size is not None:
+                every = key._replace(size=None)
+                CACHE.sizes[every][key.size], graphs[every] = False, reason
         raise CannotCompile(reason) from error
     finally:
         torch._dynamo.config.specialize_float = before
@@ -129,7 +133,8 @@ def _compiled_later(
                 # The other compiler knows variable sizes: this graph is for all of them.
                 every = key._replace(size=None)
                 CACHE.sizes[every][key.size] = False
-                CACHE.graphs[every] = CACHE.graphs.pop(key)
+                del CACHE.graphs[key]
+                CACHE.graphs.setdefault(every, compiled)
         return found
 
     return run

@@ -147,7 +147,7 @@ class _Reading(_March):
         self._key = self._key._replace(variant=(*self._key.variant, plan.room))
         times = np.full((plan.room + 1, *plan.times.shape[:-1]), plan.direction * math.inf)
         times[: plan.times.shape[-1]] = plan.times.T
-        self._given = torch.from_numpy(times), torch.tensor(int(keep))
+        self._given = torch.from_numpy(times), torch.tensor(int(keep), device="cpu")
         self._since = 0
 
     def on(self, span: Array) -> Array:

@@ -1,12 +1,13 @@
 """Operations on single entries, as expressions of C++."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["ARITHMETIC", "COMPARISONS", "PRELUDE", "TYPES", "cast", "literal", "power"]
+__all__ = ["ARITHMETIC", "COMPARISONS", "FLOATING", "PRELUDE", "TYPES", "cast", "literal", "power"]
 
 TYPES = {
     torch.float64: "double",
@@ -29,10 +30,6 @@ template <typename T> static inline T largest(T a, T b) { return a != a ? a : (a
 template <typename T> static inline T smallest(T a, T b) { return a != a ? a : (a < b ? a : b); }
 template <typename T> static inline T modulo(T a, T b) {
   const T rest = std::fmod(a, b);
-  return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
-}
-template <> inline int64_t modulo(int64_t a, int64_t b) {
-  const int64_t rest = a % b;
   return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
 }
 static inline int64_t row(int64_t index, int64_t size, int64_t& failed) {
@@ -86,8 +83,20 @@ def _addcmul(kind: str, a: str, b: str, c: str, value: str = "") -> str:
 
 def _clamp(kind: str, a: str, low: str | None = None, high: str | None = None) -> str:
     if low is not None:
-        a = f"({a} < {low} ? {low} : {a})"
-    return a if high is None else f"({a} > {high} ? {high} : {a})"
+        a = f"({_at_least(kind, a, low)})"
+    return a if high is None else _at_most(kind, a, high)
+
+
+def _at_least(kind: str, a: str, low: str) -> str:
+    return f"{a} < {low} ? {low} : {a}" if _NUMBER.fullmatch(low) else f"largest<{kind}>({a}, {low})"
+
+
+def _at_most(kind: str, a: str, high: str) -> str:
+    return f"{a} > {high} ? {high} : {a}" if _NUMBER.fullmatch(high) else f"smallest<{kind}>({a}, {high})"
+
+
+_NUMBER = re.compile(r"\(\w+\)-?[\d.e+-]+")
+"""A number as `literal` writes it, but NaN."""
 
 
 def _copy(kind: str, a: str) -> str:
@@ -143,8 +152,8 @@ ARITHMETIC: dict[str, Formula] = {
     "aten::square": lambda kind, a: f"{a} * {a}",
     "aten::maximum": lambda kind, a, b: f"largest<{kind}>({a}, {b})",
     "aten::minimum": lambda kind, a, b: f"smallest<{kind}>({a}, {b})",
-    "aten::clamp_min": lambda kind, a, b: f"{a} < {b} ? {b} : {a}",
-    "aten::clamp_max": lambda kind, a, b: f"{a} > {b} ? {b} : {a}",
+    "aten::clamp_min": _at_least,
+    "aten::clamp_max": _at_most,
     "aten::pow": lambda kind, a, b: f"std::pow({a}, {b})",
     "aten::atan2": lambda kind, a, b: f"std::atan2({a}, {b})",
     "aten::copysign": lambda kind, a, b: f"std::copysign({a}, {b})",
@@ -160,6 +169,12 @@ ARITHMETIC: dict[str, Formula] = {
     "aten::_to_copy": _copy,
 }
 """Operations whose operands are brought to the type of the result."""
+
+FLOATING = {
+    *(f"aten::{name}" for name in _FUNCTIONS),
+    *(f"aten::{name}" for name in ("round", "pow", "fmod", "remainder", "reciprocal", "copysign")),
+}
+"""Those that C++ would bring whole numbers to floating point for."""
 
 COMPARISONS: dict[str, Formula] = {
     "aten::eq": lambda kind, a, b: f"{a} == {b}",
@@ -177,7 +192,7 @@ COMPARISONS: dict[str, Formula] = {
 """Operations that give truth values and whose operands are brought to the type that they have in common."""
 
 
-def power(kind: str, a: str, exponent: Any) -> str:
+def power(kind: str, a: str, exponent: Any, dtype: torch.dtype) -> str:
     """A power whose exponent is known."""
     simple = {2: f"{a} * {a}", 1: a, 3: f"{a} * {a} * {a}", 0.5: f"std::sqrt({a})", -1: f"({kind})1 / {a}"}
-    return simple.get(exponent) or f"std::pow({a}, ({kind}){exponent!r})"
+    return simple.get(exponent) or f"std::pow({a}, {literal(exponent, dtype)})"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from neural_ode.compiled.native.program import Program
+from neural_ode.compiled.native.scope import Unsupported
 
 __all__ = ["native_function"]
 
@@ -36,17 +37,22 @@ def native_function(graph: GraphModule, inputs: Sequence[Any]) -> Callable[[list
     from torch._inductor.cpp_builder import is_gcc
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    with unset_fake_temporarily():  # constants are to be read
-        program = Program(graph, inputs)
-    flags = (*_FLAGS, *(_FLAGS_OF_GCC if is_gcc() else ()))
-    library = CppCodeCache.load(program.text, needs_vec_isa=True, extra_flags=flags)
+    try:
+        with unset_fake_temporarily():  # constants are to be read
+            program = Program(graph, inputs)
+        flags = (*_FLAGS, *(_FLAGS_OF_GCC if is_gcc() else ()))
+        library = CppCodeCache.load(program.text, needs_vec_isa=True, extra_flags=flags)
+    except Unsupported:
+        raise
+    except Exception as error:  # whatever it is, the other compiler may do without
+        raise Unsupported(f"{type(error).__name__}: {error}") from error
     entry = library.run
     entry.restype, entry.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_void_p]
     outputs = program.outputs
     Inputs, Outputs = ctypes.c_void_p * max(1, len(inputs)), ctypes.c_void_p * max(1, len(outputs))
 
     def run(given: list[Tensor]) -> list[Tensor | None]:
-        found = [None if like is None else torch.empty(like[0], dtype=like[1]) for like in outputs]
+        found = [None if like is None else torch.empty(like[0], dtype=like[1], device="cpu") for like in outputs]
         pointers = Inputs(*[x.data_ptr() for x in given])
         into = Outputs(*[None if x is None else x.data_ptr() for x in found])
         failed = entry(pointers, into)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from neural_ode.compiled.native.formulas import ARITHMETIC, COMPARISONS, TYPES, cast, literal, power
+from neural_ode.compiled.native.formulas import ARITHMETIC, COMPARISONS, FLOATING, TYPES, cast, literal, power
 from neural_ode.compiled.native.scope import Buffer, Scope, Unsupported, View, loops, merged
 from neural_ode.compiled.native.sums import product, reduction
 
@@ -65,7 +65,8 @@ class Operations:
             found = target(like, *args[1:], **kwargs)
 
         def seen(y: Tensor) -> View:
-            if y.untyped_storage()._cdata != like.untyped_storage()._cdata:
+            apart = y.untyped_storage()._cdata != like.untyped_storage()._cdata
+            if apart or y.dtype != like.dtype or y.is_neg() or y.is_conj():
                 raise Unsupported(str(target))
             return x._replace(size=tuple(y.shape), stride=y.stride(), offset=x.offset + int(y.storage_offset()))
 
@@ -74,11 +75,13 @@ class Operations:
     def _entries(self, node: Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> View:
         """An operation on single entries."""
         dtype, operands = node.meta["val"].dtype, _operands(node.target, args, kwargs)
+        if not dtype.is_floating_point and name in FLOATING:
+            raise Unsupported(f"{name} of whole numbers")
         formula = (ARITHMETIC if name in ARITHMETIC else COMPARISONS)[name]
         common = dtype if name in ARITHMETIC else _common(operands)
         types = [torch.bool if name == "aten::where" and i == 0 else common for i in range(len(operands))]
         if name == "aten::pow" and not isinstance(operands[1], View):
-            formula = partial(power, exponent=operands.pop())
+            formula = partial(power, exponent=operands.pop(), dtype=common)
             types.pop()
 
         def written(*names: str) -> str:
@@ -118,7 +121,8 @@ class Operations:
         """Write a tensor into a view."""
         if target.size != source.size:
             source = self._view(torch.ops.aten.expand.default, (source, target.size), {})
-
+        if source.buffer is target.buffer:
+            source = self._copied(source)
         size, keep = merged(target.size, [target, source])
         into, given = target.taken(keep), source.taken(keep)
 
@@ -158,8 +162,11 @@ class Operations:
 
     def _prims_iota(self, node: Node, length: int, *, start: int, step: int, dtype: torch.dtype, **_: Any) -> View:
         out = self._new((length,), dtype)
-        lines = [f"{out.at([i])} = {literal(start + i * step, dtype)};" for i in range(length)]
-        self._scope.block(lambda: lines, [], [out.buffer])
+
+        def entry(place: Sequence[str | int]) -> list[str]:
+            return [f"{out.at(place)} = {start} + {place[0]} * {step};"]
+
+        self._scope.block(lambda: loops([length], entry), [], [out.buffer])
         return out
 
     def _aten_copy(self, node: Node, x: View, source: View, *_: Any) -> View:
@@ -194,7 +201,15 @@ class Operations:
         self._assign(self._view(torch.ops.aten.slice.Tensor, (out, *where), {}), source)
         return out
 
+    def _aten_as_strided(self, node: Node, x: View, *where: Any) -> View:
+        _check_memory(node, x)
+        made: View = self._view(torch.ops.aten.as_strided.default, (x._replace(offset=0), *where), {})
+        return made
+
     def _aten_as_strided_scatter(self, node: Node, x: View, source: View, *where: Any) -> View:
+        _check_memory(node, x)
+        if not x.dense:
+            raise Unsupported("memory is written that is not all of a tensor")
         out = self._own(node, x)
         self._assign(self._view(torch.ops.aten.as_strided.default, (out, *where), {}), source)
         return out
@@ -215,7 +230,7 @@ class Operations:
         return out
 
     def _aten_index_select(self, node: Node, x: View, dim: int, index: View) -> View:
-        return self._aten_index(node, x, [*[None] * dim, index])
+        return self._aten_index(node, x, [*[None] * (dim % len(x.size)), index])
 
     def _aten_index_put(
         self, node: Node, x: View, indices: Sequence[View | None], values: View, accumulate: bool = False
@@ -229,6 +244,8 @@ class Operations:
         else:
             out = self._copied(x)
         size = (*index.size, *x.size[1:])
+        if values.buffer is x.buffer:
+            values = self._copied(values)
         source = values if values.size == size else self._view(torch.ops.aten.expand.default, (values, size), {})
         inner = len(index.size)
 
@@ -259,16 +276,20 @@ class Operations:
 
     def _aten_mean(self, node: Node, x: View, dims: Any = None, *_: Any, **__: Any) -> View:
         total = self._aten_sum(node, x, dims)
-        number = literal(x.numel / total.numel, x.buffer.dtype)
+        number = literal(x.numel / total.numel, total.buffer.dtype)
         return self._computed(total.size, total.buffer.dtype, [total], lambda a: f"{a} / {number}")
 
     def _aten_prod(self, node: Node, x: View, dims: Any = None, *_: Any, **__: Any) -> View:
         return self._reduced(node, x, dims, "1", lambda s, a: f"{s} * {a}")
 
     def _aten_any(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
+        if dims is not None and not isinstance(dims, int) and not dims:  # of no dimensions, which are all for sums
+            return self._copied(x, torch.bool)
         return self._reduced(node, x, dims, "false", lambda s, a: f"{s} || {a}")
 
     def _aten_all(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
+        if dims is not None and not isinstance(dims, int) and not dims:
+            return self._copied(x, torch.bool)
         return self._reduced(node, x, dims, "true", lambda s, a: f"{s} && {a}")
 
     def _aten_amax(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
@@ -289,7 +310,14 @@ class Operations:
         if a.numel * b.size[1] > _MOST_PRODUCTS:
             raise Unsupported("a matrix product is large")
         out = self._new(_shape(node), a.buffer.dtype)
-        self._scope.block(lambda: product(a, b, out), [a, b], [out.buffer])
+
+        def scratch(size: Sequence[int]) -> View:
+            room = View.whole(self._buffer(out.buffer.dtype, math.prod(size)), size)
+            room.buffer.stored = True
+            return room
+
+        lines = product(a, b, out, scratch)
+        self._scope.block(lambda: lines, [a, b], [out.buffer])
         return out
 
     def _aten_addmm(self, node: Node, bias: View, a: View, b: View, *, beta: Any = 1, alpha: Any = 1) -> View:
@@ -330,6 +358,18 @@ def _common(operands: Sequence[Any]) -> torch.dtype:
         dtype: torch.dtype = first.dtype
         return dtype
     return torch.result_type(first, rest[0])
+
+
+def _check_memory(node: Node, x: View) -> None:
+    """Whether a tensor lies in memory as it does for PyTorch.
+
+    Raises:
+        Unsupported: it does not, so that places in memory mean something else.
+    """
+    made = node.args[0]
+    val = made.meta.get("val") if isinstance(made, Node) else None
+    if not isinstance(val, Tensor) or val.stride() != x.stride or val.storage_offset() != x.offset:
+        raise Unsupported("memory is looked at that lies elsewhere")
 
 
 def in_order(node: Node) -> bool:

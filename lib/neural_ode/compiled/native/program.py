@@ -18,6 +18,12 @@ __all__ = ["Program"]
 _ON_STACK = 2**10
 """Bytes of an array up to which it lies on the stack, which may be small where threads run."""
 
+_STACK = 2**16
+"""Bytes of all arrays there."""
+
+_MOST_CONSTANTS = 2**10
+"""Entries of a constant, each of which is a line of the program."""
+
 
 class Program(Operations):
     """A graph as the text of a function `run(inputs, outputs)` in C++.
@@ -101,6 +107,8 @@ class Program(Operations):
             return x
         if x.device.type != "cpu":
             raise Unsupported("a constant is not in memory")
+        if x.numel() > _MOST_CONSTANTS:
+            raise Unsupported("a constant is large")
         view = self._new(whole(x.shape), x.dtype)
         numbers = x.detach().reshape(-1).tolist()
         part = view._replace(size=(view.numel,), stride=(1,))
@@ -209,11 +217,12 @@ class Program(Operations):
 
 def _declarations(buffers: Sequence[Buffer]) -> list[str]:
     """Lines that declare the arrays; larger ones share one piece of the heap."""
-    lines, size = [], 0
+    lines, size, on_stack = [], 0, 0
     for buffer in buffers:
         kind, name, source = buffer.kind, buffer.name, buffer.source
         length = buffer.numel * buffer.dtype.itemsize
-        if not source and length <= _ON_STACK:
+        if not source and length <= _ON_STACK and on_stack + length <= _STACK:
+            on_stack += length
             lines.append(f"alignas(64) {kind} {name}[{buffer.numel}];")
             continue
         if not source:

@@ -79,44 +79,52 @@ def reduction(
     return loops(out.size, in_lanes if long else alone)
 
 
-def product(a: View, b: View, out: View) -> list[str]:
+Scratch = Callable[[Sequence[int]], View]
+"""Takes memory for a tensor of a shape."""
+
+_FEW_COLUMNS = 128
+"""Entries of a row up to which its sums are variables of their own."""
+
+
+def product(a: View, b: View, out: View, scratch: Scratch) -> list[str]:
     """Lines that multiply two matrices."""
     (rows, columns), long = out.size, a.size[1] >= 2 * _LANES
     along = long and a.stride[1] == b.stride[0] == 1
     if columns >= _WIDE and b.stride[1] == 1:
-        return _by_rows(a, b, out)
+        return _by_rows(a, b, out, scratch)
     if columns >= _WIDE and rows >= _FEW_ROWS:
-        return _ordered(b, lambda p: _by_rows(a, p, out))
+        return _ordered(b, scratch, lambda p: _by_rows(a, p, out, scratch))
     if rows >= _WIDE > columns and a.stride[0] == 1:
-        return _by_rows(_turned(b), _turned(a), _turned(out))
+        return _by_rows(_turned(b), _turned(a), _turned(out), scratch)
     if along:
         return _of_rows(a, b, out)
     if rows >= _WIDE and long and a.stride[1] == 1:
-        return _ordered(_turned(b), lambda p: _of_rows(a, _turned(p), out))
+        return _ordered(_turned(b), scratch, lambda p: _of_rows(a, _turned(p), out))
     if rows >= _WIDE:
-        return _ordered(_turned(a), lambda p: _by_rows(_turned(b), p, _turned(out)))
-    return _by_rows(a, b, out)
+        return _ordered(_turned(a), scratch, lambda p: _by_rows(_turned(b), p, _turned(out), scratch))
+    return _by_rows(a, b, out, scratch)
 
 
-def _ordered(x: View, then: Callable[[View], list[str]]) -> list[str]:
+def _ordered(x: View, scratch: Scratch, then: Callable[[View], list[str]]) -> list[str]:
     """Bring a matrix in order before it is used."""
-    copy = Buffer("p", x.buffer.dtype, x.numel)
-    ordered = View.whole(copy, x.size)
-    lines = loops(x.size, lambda i: [f"{ordered.at(i)} = {x.at(i)};"], "k")
-    return ["{", f"{copy.kind} p[{x.numel}];", *lines, *then(ordered), "}"]
+    ordered = scratch(x.size)
+    return [*loops(x.size, lambda i: [f"{ordered.at(i)} = {x.at(i)};"], "k"), *then(ordered)]
 
 
-def _by_rows(a: View, b: View, out: View) -> list[str]:
+def _by_rows(a: View, b: View, out: View, scratch: Scratch) -> list[str]:
     """Row by row a sum of rows of the second matrix."""
     inner, columns, kind = *b.size, out.buffer.kind
+    few = columns <= _FEW_COLUMNS
+    sums = View.whole(Buffer("s", out.buffer.dtype, columns), [columns]) if few else scratch([columns])
 
     def row(i: Place) -> list[str]:
         def add(k: Place) -> list[str]:
-            sums = loops([columns], lambda j: [f"s[{j[0]}] += a * {b.at([k[0], j[0]])};"], "j")
-            return [f"const {kind} a = {a.at([i[0], k[0]])};", *sums]
+            terms = loops([columns], lambda j: [f"{sums.at(j)} += a * {b.at([k[0], j[0]])};"], "j")
+            return [f"const {kind} a = {a.at([i[0], k[0]])};", *terms]
 
-        store = loops([columns], lambda j: [f"{out.at([i[0], j[0]])} = s[{j[0]}];"], "j")
-        return [f"{kind} s[{columns}] = {{}};", *loops([inner], add, "k"), *store]
+        begin = [f"{kind} s[{columns}] = {{}};"] if few else loops([columns], lambda j: [f"{sums.at(j)} = 0;"], "j")
+        store = loops([columns], lambda j: [f"{out.at([i[0], j[0]])} = {sums.at(j)};"], "j")
+        return [*begin, *loops([inner], add, "k"), *store]
 
     return loops([out.size[0]], row)
 
