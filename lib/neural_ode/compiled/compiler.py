@@ -87,8 +87,7 @@ def call(
         if not isinstance(error, IndexError | MemoryError):  # those are of this solve alone
             graphs[key] = reason
             if key.size is not None:
-                every = key._replace(size=None)
-                CACHE.sizes[every][key.size], graphs[every] = False, reason
+                _share(key, reason)
         raise CannotCompile(reason) from error
     finally:
         torch._dynamo.config.specialize_float = before
@@ -114,6 +113,14 @@ def _key(function: Callable[..., Any], depends: tuple[Any, ...], like: Tensor) -
     return key._replace(size=size) if sizes[size] else key
 
 
+def _share(key: GraphKey, graph: Callable[..., Any] | str) -> None:
+    """Let a size of a batch, and all that have no graph of their own, have this graph."""
+    assert key.size is not None
+    every = key._replace(size=None)
+    CACHE.sizes.setdefault(every, {})[key.size] = False
+    CACHE.graphs.setdefault(every, graph)
+
+
 def _compiled_later(
     function: Callable[..., Any], key: GraphKey, fuse_products: bool, fuse_stacks: bool
 ) -> Callable[..., Any]:
@@ -130,11 +137,8 @@ def _compiled_later(
         if key in CACHE.graphs:
             CACHE.graphs[key] = compiled
             if refused and key.size is not None:
-                # The other compiler knows variable sizes: this graph is for all of them.
-                every = key._replace(size=None)
-                CACHE.sizes[every][key.size] = False
                 del CACHE.graphs[key]
-                CACHE.graphs.setdefault(every, compiled)
+                _share(key, compiled)  # the other compiler knows variable sizes
         return found
 
     return run

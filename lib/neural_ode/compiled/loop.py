@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from neural_ode.compiled.compiler import while_loop
 from neural_ode.control.controllers import integral_factor
@@ -52,8 +53,9 @@ def tolerance_of(settings: SolverSettings, like: Tensor) -> tuple[Tensor, Tensor
 
 @lru_cache(maxsize=256)
 def _numbers(values: float | tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a tensor, the same one every time: nothing writes into it."""
-    return torch.tensor(values, dtype=torch.float64, device=device)
+    """Numbers as a tensor, the same one every time, in whatever mode it is asked for: nothing writes into it."""
+    with unset_fake_temporarily(), torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def _policy(control: Tensor) -> StepPolicy[Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from neural_ode.compiled.native.program import Program
@@ -35,7 +36,6 @@ def native_function(graph: GraphModule, inputs: Sequence[Any]) -> Callable[[list
     """
     from torch._inductor.codecache import CppCodeCache
     from torch._inductor.cpp_builder import is_gcc
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     try:
         with unset_fake_temporarily():  # constants are to be read
@@ -46,22 +46,38 @@ def native_function(graph: GraphModule, inputs: Sequence[Any]) -> Callable[[list
         raise
     except Exception as error:  # whatever it is, the other compiler may do without
         raise Unsupported(f"{type(error).__name__}: {error}") from error
-    entry = library.run
-    entry.restype, entry.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_void_p]
-    outputs = program.outputs
-    Inputs, Outputs = ctypes.c_void_p * max(1, len(inputs)), ctypes.c_void_p * max(1, len(outputs))
+    return _Function(library.run, len(inputs), program.outputs)
 
-    def run(given: list[Tensor]) -> list[Tensor | None]:
-        found = [None if like is None else torch.empty(like[0], dtype=like[1], device="cpu") for like in outputs]
-        pointers = Inputs(*[x.data_ptr() for x in given])
-        into = Outputs(*[None if x is None else x.data_ptr() for x in found])
-        failed = entry(pointers, into)
+
+class _Function:
+    """What was built, called with a list of tensors, which it empties."""
+
+    _boxed_call = True  # by which PyTorch knows that it does
+
+    def __init__(self, entry: Any, inputs: int, outputs: Sequence[tuple[tuple[int, ...], torch.dtype] | None]):
+        """
+        Args:
+            entry: the function of the library.
+            inputs: how many tensors it gets.
+            outputs: see `Program`.
+        """
+        entry.restype, entry.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_void_p]
+        self._entry, self._outputs = entry, outputs
+        self._pointers_in, self._pointers_out = (ctypes.c_void_p * max(1, n) for n in (inputs, len(outputs)))
+
+    def __call__(self, given: list[Tensor]) -> list[Tensor | None]:
+        """
+        Raises:
+            IndexError: a row was asked for that a tensor has not.
+            MemoryError: there is none for the arrays.
+        """
+        found = [x and torch.empty(x[0], dtype=x[1], device="cpu") for x in self._outputs]
+        pointers = self._pointers_in(*[x.data_ptr() for x in given])
+        into = self._pointers_out(*[None if x is None else x.data_ptr() for x in found])
+        failed = self._entry(pointers, into)
         given.clear()
         if failed == 2:
             raise MemoryError("there is no memory for the numbers of a compiled solve")
         if failed:
             raise IndexError("an index is out of range for a dimension of its tensor")
         return found
-
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run

@@ -15,7 +15,7 @@ from neural_ode.compiled.native.sums import product, reduction
 
 __all__ = ["Operations", "in_order", "whole"]
 
-MOST = 2**17
+_MOST = 2**17
 """Entries of a value up to which a graph is translated. What is only handed in, out, or written row by row may be
 larger."""
 
@@ -44,7 +44,7 @@ class Operations:
         return self._buffers[-1]
 
     def _new(self, size: Sequence[int], dtype: torch.dtype) -> View:
-        if math.prod(size) > MOST:
+        if math.prod(size) > _MOST:
             raise Unsupported("a tensor is large")
         return View.whole(self._buffer(dtype, math.prod(size)), size)
 
@@ -282,29 +282,31 @@ class Operations:
     def _aten_prod(self, node: Node, x: View, dims: Any = None, *_: Any, **__: Any) -> View:
         return self._reduced(node, x, dims, "1", lambda s, a: f"{s} * {a}")
 
-    def _aten_any(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
-        if dims is not None and not isinstance(dims, int) and not dims:  # of no dimensions, which are all for sums
-            return self._copied(x, torch.bool)
-        return self._reduced(node, x, dims, "false", lambda s, a: f"{s} || {a}")
-
-    def _aten_all(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
+    def _asked(self, node: Node, x: View, dims: Any, first: str, word: str) -> View:
+        """Whether any, or all, are true; of no dimensions, which for sums are all, every entry for itself."""
         if dims is not None and not isinstance(dims, int) and not dims:
             return self._copied(x, torch.bool)
-        return self._reduced(node, x, dims, "true", lambda s, a: f"{s} && {a}")
+        return self._reduced(node, x, dims, first, lambda s, a: f"{s} {word} {a}")
+
+    def _aten_any(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
+        return self._asked(node, x, dims, "false", "||")
+
+    def _aten_all(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
+        return self._asked(node, x, dims, "true", "&&")
+
+    def _outermost(self, node: Node, x: View, dims: Any, end: str, function: str) -> View:
+        """The largest, or smallest, from the `end` of what the type of C++ can hold."""
+        kind = x.buffer.kind
+        floating = x.buffer.dtype.is_floating_point
+        first = literal(math.inf if end == "max" else -math.inf, x.buffer.dtype) if floating else ""
+        first = first or f"std::numeric_limits<{kind}>::{end}()"
+        return self._reduced(node, x, dims, first, lambda s, a: f"{function}<{kind}>({s}, {a})")
 
     def _aten_amax(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
-        kind = x.buffer.kind
-        least = f"std::numeric_limits<{kind}>::lowest()"
-        if x.buffer.dtype.is_floating_point:
-            least = literal(-math.inf, x.buffer.dtype)
-        return self._reduced(node, x, dims, least, lambda s, a: f"largest<{kind}>({s}, {a})")
+        return self._outermost(node, x, dims, "lowest", "largest")
 
     def _aten_amin(self, node: Node, x: View, dims: Any = None, *_: Any) -> View:
-        kind = x.buffer.kind
-        most = f"std::numeric_limits<{kind}>::max()"
-        if x.buffer.dtype.is_floating_point:
-            most = literal(math.inf, x.buffer.dtype)
-        return self._reduced(node, x, dims, most, lambda s, a: f"smallest<{kind}>({s}, {a})")
+        return self._outermost(node, x, dims, "max", "smallest")
 
     def _aten_mm(self, node: Node, a: View, b: View) -> View:
         if a.numel * b.size[1] > _MOST_PRODUCTS:

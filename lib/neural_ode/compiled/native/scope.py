@@ -57,7 +57,13 @@ class Buffer:
 
 
 class View(NamedTuple):
-    """A tensor: entries of a buffer."""
+    """A tensor: entries of a buffer.
+
+    Attributes:
+        buffer: where they lie.
+        size, stride, offset: as those of a tensor, counted in entries from the start of the buffer.
+        version: of the buffer when the tensor was made: with another one its entries are overwritten.
+    """
 
     buffer: Buffer
     size: tuple[int, ...]
@@ -133,6 +139,7 @@ def loops(size: Sequence[int], body: Callable[[Sequence[str | int]], Sequence[st
 
 
 Formula = Callable[..., str]
+"""From operands to an expression."""
 
 
 @dataclass
@@ -199,8 +206,7 @@ class Scope:
         if place == len(self._groups):
             self._groups.append(_Loop(shape))
         for view in spread:
-            if self._written.get(view.buffer, -1) != place:
-                self._store(view.buffer)
+            view.buffer.stored |= self._written.get(view.buffer, -1) != place
         group = self._groups[place]
         assert isinstance(group, _Loop)
         group.statements.append((out, spread, formula))
@@ -209,7 +215,7 @@ class Scope:
     def block(self, lines: Callable[[], Iterable[str]], reads: Sequence[View], writes: Sequence[Buffer]) -> None:
         """Add lines that read and write arrays; they are made once all statements are there."""
         for view in reads:
-            self._store(self._read(view).buffer)
+            self._read(view).buffer.stored = True
         for buffer in writes:
             buffer.stored = True
             self._written[buffer] = len(self._groups)
@@ -228,6 +234,3 @@ class Scope:
         if view.version != view.buffer.version:
             raise Unsupported("a tensor is read after it was written in place")
         return view
-
-    def _store(self, buffer: Buffer) -> None:
-        buffer.stored = True
