@@ -199,6 +199,15 @@ def test_joined_and_written() -> None:
     same(torch.func.functionalize(written), x, y)
 
 
+@pytest.mark.parametrize("size", [(100_000,), (10_000, 13), (40_000, 3), (3, 9_999, 2), (130, 250, 3)])
+def test_long_sums_keep_their_digits(size: tuple[int, ...]) -> None:
+    x = values(*size, dtype=F32).abs()
+    graph = make_fx(lambda x: (x.sum(), x.sum(0), x.sum(-1), x.amax(0)))(x)
+    for found, exact in zip(native_function(graph, [x])([x]), graph(x.double()), strict=True):
+        assert found is not None
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+
+
 def test_rows_found_by_their_number() -> None:
     x, rows = values(5, 3), torch.tensor([4, 0, -1, 0])
     same(lambda x, i: (x[i], x[:, i[1:].abs()], x.index_select(0, i[:2])), x, rows)
@@ -435,3 +444,14 @@ def test_the_loop_reads_outputs_where_calls_in_it_cost_little() -> None:
     assert reads[0]
     assert not any(reads[i] for i in (-1,))
     assert {True, False} == set(reads)
+
+
+def test_a_graph_is_traced_once() -> None:
+    """Numbers that are tensors of shape () in a graph made PyTorch trace it again."""
+    rate, scale = 0.7, torch.tensor(1.3, dtype=F64)
+    clear()
+    before = compiled_so_far()
+    with torch.no_grad():
+        found = solve(lambda t, y: -rate * scale * y, values(3, 2), [0.0, 1.0], compile=True)
+    assert found.stats.compiled == "solve"
+    assert compiled_so_far() == before + 1

@@ -155,11 +155,28 @@ def _backend(
     """What compiles a graph; adds to `refused` where it does not become one function in C++."""
     global _compiled
     _compiled += 1
+    _settle_numbers(graph)
     if on_cpu:
         with contextlib.suppress(Unsupported):
             return _native(graph, inputs)
     refused.append(True)
     return _inductor(fuse_products, fuse_stacks, graph, inputs)
+
+
+def _settle_numbers(graph: torch.fx.GraphModule) -> None:
+    """Say that inputs of shape () stay tensors.
+
+    PyTorch considers those in float64 as numbers in Python, and where that comes to nothing, which it always does
+    here, traces all of it a second time, unless it knows.
+    """
+    try:
+        from torch._dynamo.symbolic_convert import TensorifyState
+    except ImportError:  # no name that PyTorch has promised
+        return
+    for node in graph.graph.find_nodes(op="placeholder"):
+        number = getattr(node.meta.get("example_value"), "item_memo", None)
+        if isinstance(number, torch.SymFloat):
+            TensorifyState.specialize(str(number.node._expr))
 
 
 def _close_forward_level() -> None:
@@ -190,12 +207,12 @@ def _native(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     Raises:
         Unsupported: there is something in the graph that it cannot hold.
     """
-    from torch._inductor.compile_fx import compile_fx
+    from torch._dynamo.backends.common import aot_autograd
 
-    def compiled(graph: torch.fx.GraphModule, inputs: list[Any], **_: Any) -> Any:
-        return native_function(graph, inputs)
-
-    return compile_fx(copy.deepcopy(graph), inputs, compiled, decompositions=_decompositions())
+    backend = aot_autograd(
+        fw_compiler=native_function, decompositions=_decompositions(), keep_inference_input_mutations=True
+    )
+    return backend(copy.deepcopy(graph), inputs)
 
 
 def _decompositions() -> dict[Any, Any]:

@@ -1,5 +1,6 @@
 """Sums and products, in an order that vectors of the processor can follow."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from neural_ode.compiled.native.formulas import cast
@@ -11,6 +12,10 @@ Place = Sequence[str | int]
 
 _LANES = 16
 """Partial results of a long sum, which do not wait for each other."""
+
+_BLOCK = 64
+"""Entries that are added up one after the other: a long sum is one of the sums of such blocks, for digits are lost
+where a large sum meets a small entry."""
 
 _WIDE = 8
 """Neighbours from which they are worked on together."""
@@ -42,6 +47,25 @@ def reduction(
         return cast(both.at(index), x.buffer.dtype, out.buffer.dtype)
 
     if rest.size and rest.stride[-1] == 1 and rest.size[-1] >= _WIDE:
+        *outer, width = out.size
+
+        def beside(place: Place) -> list[str]:
+            def columns(line: Callable[[str], str]) -> list[str]:
+                return [f"for (int64_t j = 0; j < {width}; ++j) {line('j')}"]
+
+            def add(part: Place) -> list[str]:
+                return columns(lambda j: f"s[j] = {step('s[j]', entry([*place, j], part))};")
+
+            def whole(j: str) -> str:
+                return out.at([*place, j])
+
+            start = columns(lambda j: f"{whole(j)} = {first};")
+            begin = [f"{kind} s[{width}];", *columns(lambda j: f"s[j] = {first};")]
+            end = columns(lambda j: f"{whole(j)} = {step(whole(j), 's[j]')};")
+            return [*start, *_in_blocks(inner.size, begin, add, end)]
+
+        if inner.numel > 2 * _BLOCK:
+            return loops(outer, beside, "o")
 
         def add(place: Place, part: Place) -> list[str]:
             return [f"{out.at(place)} = {step(out.at(place), entry(place, part))};"]
@@ -50,8 +74,11 @@ def reduction(
         return [*start, *loops(inner.size, lambda part: loops(out.size, lambda place: add(place, part)), "k")]
 
     def alone(place: Place) -> list[str]:
-        add = loops(inner.size, lambda part: [f"s = {step('s', entry(place, part))};"], "k")
-        return [f"{kind} s = {first};", *add, f"{out.at(place)} = s;"]
+        def add(part: Place) -> list[str]:
+            return [f"s = {step('s', entry(place, part))};"]
+
+        blocks = _in_blocks(inner.size, [f"{kind} s = {first};"], add, [f"t = {step('t', 's')};"])
+        return [f"{kind} t = {first};", *blocks, f"{out.at(place)} = t;"]
 
     def in_lanes(place: Place) -> list[str]:
         *outer, length = inner.size
@@ -64,19 +91,46 @@ def reduction(
 
         def tail(part: Place) -> list[str]:
             index = f"{part[-1]} + {whole * _LANES}"
-            return [f"s[0] = {step('s[0]', entry(place, [*part[:-1], index]))};"]
+            return [f"t[0] = {step('t[0]', entry(place, [*part[:-1], index]))};"]
 
+        lanes = f"for (int l = 0; l < {_LANES}; ++l)"
+        begin = [f"{kind} s[{_LANES}];", f"{lanes} s[l] = {first};"]
         return [
-            f"{kind} s[{_LANES}];",
-            f"for (int l = 0; l < {_LANES}; ++l) s[l] = {first};",
-            *loops([*outer, whole], add, "k"),
+            f"{kind} t[{_LANES}];",
+            f"{lanes} t[l] = {first};",
+            *_in_blocks([*outer, whole], begin, add, [f"{lanes} t[l] = {step('t[l]', 's[l]')};"]),
             *(loops([*outer, length % _LANES], tail, "k") if length % _LANES else []),
-            *_halves(step),
-            f"{out.at(place)} = s[0];",
+            *_halves("t", step),
+            f"{out.at(place)} = t[0];",
         ]
 
     long = bool(inner.size) and inner.stride[-1] == 1 and inner.size[-1] >= 2 * _LANES
     return loops(out.size, in_lanes if long else alone)
+
+
+def _in_blocks(
+    size: Sequence[int], begin: list[str], add: Callable[[Place], list[str]], end: list[str]
+) -> list[str]:
+    """Lines that run through all indices, block by block.
+
+    Args:
+        size: of the indices.
+        begin, end: lines before and after each block.
+        add: the lines for an index.
+    """
+    if math.prod(size) <= 2 * _BLOCK:
+        return ["{", *begin, *loops(size, add, "k"), *end, "}"]
+    number, *others = size
+    length = max(1, _BLOCK // math.prod(others))
+    return [
+        f"for (int64_t b = 0; b < {number}; b += {length}) {{",
+        *begin,
+        f"for (int64_t k = b; k < {number} && k < b + {length}; ++k) {{",
+        *loops(others, lambda part: add(["k", *part]), "k"),
+        "}",
+        *end,
+        "}",
+    ]
 
 
 Scratch = Callable[[Sequence[int]], View]
@@ -142,17 +196,17 @@ def _of_rows(a: View, b: View, out: View) -> list[str]:
             f"for (int64_t k = 0; k < {whole}; ++k)",
             f"for (int l = 0; l < {_LANES}; ++l) s[l] += {term(f'k * {_LANES} + l')};",
             *(f"s[0] += {term(k)};" for k in range(whole * _LANES, inner)),
-            *_halves(lambda s, x: f"{s} + {x}"),
+            *_halves("s", lambda s, x: f"{s} + {x}"),
             f"{out.at(place)} = s[0];",
         ]
 
     return loops(out.size, entry)
 
 
-def _halves(step: Callable[[str, str], str]) -> list[str]:
+def _halves(name: str, step: Callable[[str, str], str]) -> list[str]:
     """Lines that bring the lanes together."""
     widths = [_LANES >> k for k in range(1, _LANES.bit_length())]
-    return [f"for (int l = 0; l < {n}; ++l) s[l] = {step('s[l]', f's[l + {n}]')};" for n in widths]
+    return [f"for (int l = 0; l < {n}; ++l) {name}[l] = {step(f'{name}[l]', f'{name}[l + {n}]')};" for n in widths]
 
 
 def _turned(x: View) -> View:
