@@ -27,7 +27,7 @@ from neural_ode.solution import DenseOutput, Solution, Statistics
 from neural_ode.solve import solve
 from neural_ode.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # By name: what a notebook depends on is read from imports, and no result depends on names of the past.
 import_module("neural_ode._moved").install()

@@ -1,6 +1,6 @@
 """Import paths from before the library and the reproduction were two packages: they work, with a warning.
 
-Version 0.1 has them and 0.2 will not. A finder at the end of `sys.meta_path` knows them, so it is asked only for
+Version 1 has them and 2 will not. A finder at the end of `sys.meta_path` knows them, so it is asked only for
 what is not there.
 """
 
@@ -106,7 +106,7 @@ def install() -> None:
 
 
 def _message(old: str, new: str) -> str:
-    return f"{_PACKAGE}{old} is now {new}; the old path goes away with version 0.2"
+    return f"{_PACKAGE}{old} is now {new}; the old path goes away with version 2.0"
 
 
 def _load(old: str, new: str) -> ModuleType:

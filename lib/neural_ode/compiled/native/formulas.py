@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["ARITHMETIC", "COMPARISONS", "FLOATING", "PRELUDE", "TYPES", "cast", "literal", "power"]
+from neural_ode.compiled.native.exponential import EXPONENTIAL
+
+__all__ = ["ARITHMETIC", "COMPARISONS", "FLOATING", "PRELUDE", "SLOW", "TYPES", "cast", "literal", "power"]
 
 TYPES = {
     torch.float64: "double",
@@ -18,7 +20,8 @@ TYPES = {
 }
 """The types of C++ for those of tensors that are translated."""
 
-PRELUDE = """
+PRELUDE = (
+    """
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -39,6 +42,8 @@ static inline int64_t row(int64_t index, int64_t size, int64_t& failed) {
   return 0;
 }
 """
+    + EXPONENTIAL
+)
 
 Formula = Callable[..., str]
 """From the type of the result and the operands to an expression."""
@@ -103,37 +108,17 @@ def _copy(kind: str, a: str) -> str:
     return a
 
 
-_FUNCTIONS = [
-    "acos",
-    "acosh",
-    "asin",
-    "asinh",
-    "atan",
-    "atanh",
-    "ceil",
-    "cos",
-    "cosh",
-    "erf",
-    "erfc",
-    "exp",
-    "exp2",
-    "expm1",
-    "floor",
-    "lgamma",
-    "log",
-    "log10",
-    "log1p",
-    "log2",
-    "sin",
-    "sinh",
-    "sqrt",
-    "tan",
-    "tanh",
-    "trunc",
+_OF_THE_LIBRARY = [
+    *("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "sin", "sinh", "tan"),
+    *("erf", "erfc", "exp2", "lgamma", "log", "log10", "log1p", "log2"),
 ]
+_OF_THE_PROCESSOR = ["ceil", "floor", "sqrt", "trunc"]
 
 ARITHMETIC: dict[str, Formula] = {
-    **{f"aten::{name}": _function(name) for name in _FUNCTIONS},
+    **{f"aten::{name}": _function(name) for name in (*_OF_THE_LIBRARY, *_OF_THE_PROCESSOR)},
+    "aten::exp": lambda kind, a: f"exponential<{kind}, false>({a})",
+    "aten::expm1": lambda kind, a: f"exponential<{kind}, true>({a})",
+    "aten::tanh": lambda kind, a: f"hyperbolic_tangent<{kind}>({a})",
     "aten::abs": _function("abs"),
     "aten::round": _function("nearbyint"),
     "aten::add": _add,
@@ -146,7 +131,7 @@ ARITHMETIC: dict[str, Formula] = {
     "aten::neg": lambda kind, a: f"-({a})",
     "aten::reciprocal": lambda kind, a: f"({kind})1 / {a}",
     "aten::rsqrt": lambda kind, a: f"({kind})1 / std::sqrt({a})",
-    "aten::sigmoid": lambda kind, a: f"({kind})1 / (({kind})1 + std::exp(-({a})))",
+    "aten::sigmoid": lambda kind, a: f"({kind})1 / (({kind})1 + exponential<{kind}, false>(-({a})))",
     "aten::relu": lambda kind, a: f"{a} <= 0 ? ({kind})0 : {a}",
     "aten::sign": lambda kind, a: f"({kind})(({a} > 0) - ({a} < 0))",
     "aten::square": lambda kind, a: f"{a} * {a}",
@@ -171,10 +156,14 @@ ARITHMETIC: dict[str, Formula] = {
 """Operations whose operands are brought to the type of the result."""
 
 FLOATING = {
-    *(f"aten::{name}" for name in _FUNCTIONS),
+    *(f"aten::{name}" for name in (*_OF_THE_LIBRARY, *_OF_THE_PROCESSOR)),
+    *(f"aten::{name}" for name in ("exp", "expm1", "tanh")),
     *(f"aten::{name}" for name in ("round", "pow", "fmod", "remainder", "reciprocal", "copysign")),
 }
 """Those that C++ would bring whole numbers to floating point for."""
+
+SLOW = {f"aten::{name}" for name in (*_OF_THE_LIBRARY, "atan2", "fmod", "hypot", "remainder")}
+"""Those that go from entry to entry, where PyTorch's compiler has vectors."""
 
 COMPARISONS: dict[str, Formula] = {
     "aten::eq": lambda kind, a, b: f"{a} == {b}",

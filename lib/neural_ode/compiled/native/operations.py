@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from neural_ode.compiled.native.formulas import ARITHMETIC, COMPARISONS, FLOATING, TYPES, cast, literal, power
+from neural_ode.compiled.native.formulas import (
+    ARITHMETIC,
+    COMPARISONS,
+    FLOATING,
+    SLOW,
+    TYPES,
+    cast,
+    literal,
+    power,
+)
 from neural_ode.compiled.native.scope import Buffer, Scope, Unsupported, View, loops, merged
 from neural_ode.compiled.native.sums import product, reduction
 
@@ -19,8 +28,11 @@ _MOST = 2**17
 """Entries of a value up to which a graph is translated. What is only handed in, out, or written row by row may be
 larger."""
 
-_MOST_PRODUCTS = 2**20
-"""Multiplications of a matrix product from which PyTorch's kernel is faster."""
+_MOST_SLOW = 2**10
+"""Entries of what a function of the C library gives from which PyTorch's compiler is faster."""
+
+_MOST_PRODUCTS = 2**18
+"""Multiplications of a matrix product from which PyTorch's compiler makes faster programs around its kernel."""
 
 
 class Operations:
@@ -77,6 +89,8 @@ class Operations:
         dtype, operands = node.meta["val"].dtype, _operands(node.target, args, kwargs)
         if not dtype.is_floating_point and name in FLOATING:
             raise Unsupported(f"{name} of whole numbers")
+        if name in SLOW and math.prod(_shape(node)) > _MOST_SLOW:
+            raise Unsupported(f"{name} of many numbers")
         formula = (ARITHMETIC if name in ARITHMETIC else COMPARISONS)[name]
         common = dtype if name in ARITHMETIC else _common(operands)
         types = [torch.bool if name == "aten::where" and i == 0 else common for i in range(len(operands))]
