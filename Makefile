@@ -53,7 +53,7 @@ paper: $(VENV)/notebooks.stamp
 	OMP_NUM_THREADS=1 python -m reproduction.pipeline.redraw --profile paper $(CHECK) $(ONLY)
 
 lab: $(VENV)/notebooks.stamp
-	jupyter lab $(LAB) notebooks
+	JUPYTER_CONFIG_PATH=$(CURDIR)/lib/reproduction/pipeline/jupyter jupyter lab $(LAB)
 
 notebooks: figures
 	python -m reproduction.pipeline.refresh

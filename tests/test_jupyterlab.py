@@ -104,6 +104,7 @@ def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "PYTHONPATH": str(ROOT / "lib"),
+        "JUPYTER_CONFIG_PATH": str(ROOT / "lib" / "reproduction" / "pipeline" / "jupyter"),
     }
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "XDG_"))
@@ -208,6 +209,7 @@ def pictures(page: "playwright.Page") -> list[int]:
 def test_a_notebook_runs_and_answers_to_a_changed_parameter(lab: str, project: Path, tmp_path: Path) -> None:
     with opened(lab, "01_depth.ipynb", tmp_path) as page:
         assert pictures(page) == []
+        assert page.locator(".jp-mod-dirty").count() == 0, "opening a notebook has changed it"
         run_all(page)
         assert errors(page) == []
         drawn = pictures(page)
