@@ -15,7 +15,7 @@ from neural_ode.errors import InvalidArgumentError
 from neural_ode.gradients import Backsolve
 from reproduction.data.mnist import Split, load_splits
 from reproduction.experiments import tolerance
-from reproduction.experiments.tolerance import SOLVERS, evaluations_at, path_of
+from reproduction.experiments.tolerance import SOLVERS, evaluations_at, path, path_of
 from reproduction.experiments.tolerance.answers import error_solved
 from reproduction.experiments.tolerance.backward import backward_sweep, there_and_back
 from reproduction.experiments.tolerance.digits import per_digit, times_of_their_own
@@ -206,6 +206,18 @@ def test_steps_on_the_way_of_an_image() -> None:
     tighter = path_of(bright_network().double(), shades(100).images[0], "dopri5", 1e-6)
     assert tighter.stats.nfe > found.stats.nfe
     assert tighter.error < found.error < 1e-4
+
+
+def test_a_slider_does_not_solve_tightly_again() -> None:
+    model, image = bright_network().double(), shades(100).images[0]
+    path_of(model, image, "dopri5", 1e-4)
+    before = path._tight.cache_info().misses
+    first = path_of(model, image, "dopri5", 1e-2)
+    assert path._tight.cache_info().misses == before
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)
+    assert np.abs(path_of(model, image, "dopri5", 1e-2).z - first.z).max() > 0.01
 
 
 def test_joint_steps_over_separate_ones() -> None:

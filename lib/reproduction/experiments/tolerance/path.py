@@ -1,5 +1,6 @@
 """Where a solver steps on the way of one image."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,12 +47,32 @@ def path_of(model: MnistNet, image: Tensor, method: str, tolerance: float, point
     """
     f, state = block_of(model).f, model.stem(as_floats(image[None], model))
     times = torch.linspace(*SPAN, points, dtype=torch.float64)
-    exact = solve(f, state, times, method="adams", rtol=1e-7, atol=1e-7).y
+    versions = tuple(p._version for p in model.parameters())
+    exact = _tight(model, versions, tuple(state.shape), tuple(state.flatten().tolist()), points)
     solution = solve(f, state, SPAN, method=method, rtol=tolerance, atol=tolerance, dense=True)
     nodes = torch.tensor([0.0, *solution.stats.step_sizes], dtype=torch.float64).cumsum(0).clamp(max=SPAN[1])
-    assert isinstance(exact, Tensor)
     at_nodes = solution.dense(nodes)
     assert isinstance(at_nodes, Tensor)
     error = rms_norm(end_of(solution.y) - exact[-1]) / rms_norm(exact[-1])
     t, z, ends, at_ends = (x.cpu().numpy() for x in (times, exact.flatten(1), nodes, at_nodes.flatten(1)))
     return Path(t, z, ends, at_ends, solution.stats, float(error))
+
+
+@lru_cache(maxsize=32)
+def _tight(
+    model: MnistNet, versions: tuple[int, ...], shape: tuple[int, ...], state: tuple[float, ...], points: int
+) -> Tensor:
+    """The states of a tight solve, which takes most of the time and is the same for all solvers and tolerances.
+
+    Args:
+        model: see `path_of`.
+        versions: of its parameters, which change where they are trained.
+        shape, state: where the block begins.
+        points: how many.
+    """
+    where = next(model.parameters())
+    start = torch.tensor(state, dtype=where.dtype, device=where.device).reshape(shape)
+    times = torch.linspace(*SPAN, points, dtype=torch.float64)
+    exact = solve(block_of(model).f, start, times, method="adams", rtol=1e-7, atol=1e-7).y
+    assert isinstance(exact, Tensor)
+    return exact
