@@ -54,6 +54,23 @@ def test_what_a_reader_wrote_stays(manager: NotebookManager, tmp_path: Path) -> 
     assert found.cells[0].source.endswith("A note.")
 
 
+def test_a_notebook_with_another_kernel_opens(manager: NotebookManager, tmp_path: Path) -> None:
+    stored = nbformat.read(STORED, as_version=4)
+    stored.metadata.kernelspec.name = "nowhere"
+    nbformat.write(stored, tmp_path / "other.ipynb")
+    assert asyncio.run(manager.get("other.ipynb"))["content"].metadata == stored.metadata
+
+
+def test_a_damaged_picture_does_not_keep_a_notebook_from_being_saved(
+    manager: NotebookManager, tmp_path: Path
+) -> None:
+    model = asyncio.run(manager.get(STORED.name))
+    picture = nbformat.v4.new_output("display_data", {"image/png": "none"})
+    model["content"].cells.append(nbformat.v4.new_code_cell("1", outputs=[picture]))
+    asyncio.run(manager.save(model, STORED.name))
+    assert nbformat.read(tmp_path / STORED.name, as_version=4).cells[-1].outputs == [picture]
+
+
 def test_other_notebooks_are_stored_as_they_are(manager: NotebookManager, tmp_path: Path) -> None:
     own = nbformat.v4.new_notebook(metadata={"language_info": {"name": "julia", "version": "1"}})
     for _ in range(2):  # new, and once more

@@ -226,7 +226,7 @@ def test_many_numbers_of_slow_functions_are_left_to_the_other_compiler() -> None
             native_function(graph, [x])
 
 
-@pytest.mark.parametrize("size", [(100_000,), (10_000, 13), (40_000, 3), (3, 9_999, 2), (130, 250, 3)])
+@pytest.mark.parametrize("size", [(100_000,), (10_000, 13), (40_000, 3), (3, 9_999, 2), (130, 250, 3), (200, 1300)])
 def test_long_sums_keep_their_digits(size: tuple[int, ...]) -> None:
     x = values(*size, dtype=F32).abs()
     graph = make_fx(lambda x: (x.sum(), x.sum(0), x.sum(-1), x.amax(0)))(x)

@@ -14,7 +14,7 @@ from reproduction.pipeline.clean import clean
 with needs("notebooks"):
     import nbformat
     from ipykernel.ipkernel import IPythonKernel
-    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
     from nbformat import NotebookNode
 
@@ -48,8 +48,11 @@ class NotebookManager(AsyncLargeFileManager):
 def opened(notebook: NotebookNode) -> NotebookNode:
     """A notebook as JupyterLab is to see it: with what it would write itself, if it was stored without."""
     if notebook.metadata.get("language_info") == _STORED:
-        name = notebook.metadata.kernelspec.name
-        found = KernelSpecManager().get_kernel_spec(name)
+        name = notebook.metadata.get("kernelspec", {}).get("name", "python3")
+        try:
+            found = KernelSpecManager().get_kernel_spec(name)
+        except NoSuchKernel:  # JupyterLab asks which to take
+            return notebook
         spec = {"name": name, "display_name": found.display_name, "language": found.language}
         notebook.metadata.kernelspec = nbformat.from_dict(spec)
         notebook.metadata.language_info = nbformat.from_dict(dict(IPythonKernel.language_info))
@@ -65,14 +68,12 @@ def saved(notebook: NotebookNode, before: NotebookNode) -> NotebookNode:
     """
     if before.metadata.get("language_info") != _STORED:
         return notebook
-    kept = deepcopy([cell.metadata for cell in notebook.cells])
-    metadata = deepcopy(notebook.metadata)
-    clean(notebook)
-    for cell, own in zip(notebook.cells, kept, strict=True):
-        own.pop("execution", None)
-        cell.metadata = own
-    own = {
-        name: value for name, value in metadata.items() if name not in ("language_info", "widgets", "kernelspec")
-    }
-    notebook.metadata.update(own)
-    return notebook
+    try:
+        tidy = clean(deepcopy(notebook))
+    except Exception:  # whatever a reader has made of it is kept
+        return notebook
+    for cell, own in zip(tidy.cells, notebook.cells, strict=True):
+        cell.metadata = NotebookNode({name: value for name, value in own.metadata.items() if name != "execution"})
+    written = ("language_info", "kernelspec", "widgets")
+    tidy.metadata.update({name: value for name, value in notebook.metadata.items() if name not in written})
+    return tidy

@@ -17,6 +17,9 @@ _BLOCK = 64
 """Entries that are added up one after the other: a long sum is one of the sums of such blocks, for digits are lost
 where a large sum meets a small entry."""
 
+_TILE = 512
+"""Neighbours whose sums lie on the stack together."""
+
 _WIDE = 8
 """Neighbours from which they are worked on together."""
 
@@ -51,7 +54,7 @@ def reduction(
 
         def beside(place: Place) -> list[str]:
             def columns(line: Callable[[str], str]) -> list[str]:
-                return [f"for (int64_t j = 0; j < {width}; ++j) {line('j')}"]
+                return [f"for (int64_t j = 0; j < n; ++j) {line('(c + j)')}"]
 
             def add(part: Place) -> list[str]:
                 return columns(lambda j: f"s[j] = {step('s[j]', entry([*place, j], part))};")
@@ -60,12 +63,16 @@ def reduction(
                 return out.at([*place, j])
 
             start = columns(lambda j: f"{whole(j)} = {first};")
-            begin = [f"{kind} s[{width}];", *columns(lambda j: f"s[j] = {first};")]
+            begin = [f"{kind} s[{min(width, _TILE)}];", *columns(lambda j: f"s[j] = {first};")]
             end = columns(lambda j: f"{whole(j)} = {step(whole(j), 's[j]')};")
-            return [*start, *_in_blocks(inner.size, begin, add, end)]
+            lines = [*start, *_in_blocks(inner.size, begin, add, end)]
+            if width <= _TILE:
+                return [f"constexpr int64_t c = 0, n = {width};", *lines]
+            head = f"for (int64_t c = 0; c < {width}; c += {_TILE}) {{"
+            return [head, f"const int64_t n = {width} - c < {_TILE} ? {width} - c : {_TILE};", *lines, "}"]
 
         if inner.numel > 2 * _BLOCK:
-            return loops(outer, beside, "o")
+            return ["{", *loops(outer, beside, "o"), "}"]
 
         def add(place: Place, part: Place) -> list[str]:
             return [f"{out.at(place)} = {step(out.at(place), entry(place, part))};"]
